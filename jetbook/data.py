@@ -152,7 +152,7 @@ def label(self:JetStore,
     return self.classes[int(self.columns[self.label_column][i])] if self.label_column else ''
 
 # %% ../nbs/00_data.ipynb #2402f657
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def _paint(out, c, idx, offsets, pixel, value, up, on):
     "Write (`on`) or clear the entries of jets `idx` in channel `c` of the batch `out` (B, C, H, W)"
     gw = out.shape[3]//up
@@ -300,7 +300,7 @@ def clouds(self:JetStore,
     return res
 
 # %% ../nbs/00_data.ipynb #36003bfe
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def _cloud(idx, first, offsets, pixel, value, gw, up, c, row, col, channel, out):
     for b in range(len(idx)):
         j = first[b]
