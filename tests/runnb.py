@@ -28,14 +28,15 @@ _places = [(re.compile(r'[^\s\'"(<]*/site-packages/'), 'site-packages/'),
 
 def tidy(text, stderr=False):
     "Stream or reply `text` as a reader wants it"
-    out,skip = [],False
+    out,skip,table = [],False,False
     for line in text.split('\n'):
         if '\r' in line: line = _overwrite(line)
         if skip and line.startswith('  '): skip = False; continue   # the source line under a warning
         skip = stderr and bool(_foreign.search(line))
         if skip or _bar.search(line): continue
-        if re.match(r'epoch\s.*\stime\s*$', line): line = re.sub(r'\s+time\s*$', '', line)
-        else: line = _seconds.sub('', line)
+        if re.match(r'epoch\s.*\stime\s*$', line): line,table = re.sub(r'\s+time\s*$', '', line),True
+        elif table and re.match(r'\d+\s', line): line = _seconds.sub('', line)
+        else: table = False
         out.append(line)
     res = '\n'.join(out)
     for pat,new in _places: res = pat.sub(new, res)
