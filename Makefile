@@ -1,0 +1,59 @@
+# `make` lists what there is. Everything is installed into .venv, once, and again when settings.ini changes.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3,10)<=sys.version_info[:2]<=(3,13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN  := $(VENV)/bin
+USER_STAMP := $(VENV)/.installed
+DEV_STAMP  := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help demo test notebooks docs bench wheel clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(USER_STAMP) ## the whole chain on the shipped sample: pack, train, evaluate, demo/report.html
+	jetbook demo -o demo
+
+test: $(DEV_STAMP) ## everything a change must pass (ARGS='--only notebooks,pytest' for a part)
+	@python tests/run_all.py $(ARGS)
+
+notebooks: $(DEV_STAMP) ## export, execute in place and clean (NB='02_conv_ae' and FLAGS=slow narrow or widen it)
+	nbdev_export
+	python tests/runnb.py $(NB) --flags '$(FLAGS)'
+
+docs: $(DEV_STAMP) ## the site in _docs/ (warnings are errors) and README.md
+	docs/mathjax.sh
+	python docs/nbsrc.py
+	sphinx-build -W --keep-going -q -b html -c docs docs/_nbs _docs
+	python docs/readme.py
+	@echo "open _docs/index.html"
+
+bench: $(DEV_STAMP) ## timed comparisons -> benchmarks/RESULTS.md
+	python benchmarks/run.py $(ARGS)
+
+wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz, checked
+	rm -rf dist build
+	python -m build --quiet
+	twine check --strict dist/*
+
+clean: ## all that make made, but .venv
+	rm -rf build dist _docs _proc demo docs/_nbs docs/jupyter_execute .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "jetbook needs Python 3.10 to 3.13 and found none; name one: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+
+# downloads about 3 GB, most of it PyTorch
+$(USER_STAMP): settings.ini setup.py | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(DEV_STAMP): settings.ini setup.py | $(BIN)/python
+	$(PIP) -e '.[dev,docs,sim]'
+	touch $@ $(USER_STAMP)
