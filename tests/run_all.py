@@ -1,0 +1,138 @@
+"""Everything `make test` checks, with one sum at the end: N passed, N failed.
+
+    python tests/run_all.py                       all steps
+    python tests/run_all.py --only sync,pytest    some of them
+
+A step that fails does not keep the next ones from running. Each notebook counts as one, each pytest test as one, and each other check
+as one. Standard library only: it must be able to say what is wrong when an installation is.
+"""
+import argparse, filecmp, os, shutil, subprocess, sys, tempfile, time, xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+WORKERS = min(2, os.cpu_count() or 1)
+NB_LIMIT = 900 # s; a notebook takes under two minutes, a busy machine a few times that
+
+def notebooks(): return sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
+
+def sh(*cmd, cwd=ROOT, timeout=None, **env):
+    "Run `cmd`; returns (worked, what it printed)"
+    try: r = subprocess.run([str(o) for o in cmd], cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, errors='replace', env={**os.environ, **env})
+    except subprocess.TimeoutExpired as e:
+        return False, f"{(e.stdout or b'').decode(errors='replace')}\nstopped after {timeout} s"
+    except OSError as e: return False, str(e)
+    return r.returncode==0, r.stdout
+
+def say(name, ok, text='', secs=None):
+    "One line a check; what it printed only where it failed"
+    print(f"{'ok  ' if ok else 'FAIL'} {name}" + (f'  {secs:.0f} s' if secs is not None else ''), flush=True)
+    if not ok and text: print('\n'.join('     '+l for l in text.strip().splitlines()[-60:]), flush=True)
+    return ok
+
+def check(name, *cmd, **kwargs):
+    "Run `cmd` as one check; returns whether it passed"
+    start = time.time()
+    ok,text = sh(*cmd, **kwargs)
+    return say(name, ok, text, time.time()-start)
+
+def score(oks): return sum(oks), len(oks)-sum(oks)
+
+def same_folder(a, b, pattern):
+    "Names whose files differ between folders `a` and `b`, or are in one of them only"
+    names = {p.name for d in (a,b) for p in d.glob(pattern)}
+    return sorted(n for n in names if not ((a/n).exists() and (b/n).exists() and filecmp.cmp(a/n, b/n, shallow=False)))
+
+def copy_project(to):
+    "What `nbdev_export` and `nbdev_clean` need, in folder `to`"
+    (to/'jetbook').mkdir()
+    for p in (ROOT/'settings.ini', ROOT/'setup.py', ROOT/'jetbook'/'__init__.py'): shutil.copy(p, to/p.relative_to(ROOT))
+    shutil.copytree(ROOT/'nbs', to/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+
+def sync():
+    "Modules are what the notebooks export"
+    with tempfile.TemporaryDirectory() as t:
+        copy_project(t := Path(t))
+        ok,text = sh(BIN/'nbdev_export', cwd=t)
+        bad = same_folder(t/'jetbook', ROOT/'jetbook', '*.py') if ok else []
+    if bad: text = f"{', '.join(bad)}: not what the notebooks export. Change the notebook and run `nbdev_export`"
+    return score([say('modules are what the notebooks export', ok and not bad, text)])
+
+def clean():
+    "Notebooks carry no noise, and the README is made from the index"
+    with tempfile.TemporaryDirectory() as t:
+        copy_project(t := Path(t))
+        ok,text = sh(BIN/'nbdev_clean', cwd=t)
+        bad = same_folder(t/'nbs', ROOT/'nbs', '*.ipynb') if ok else []
+    if bad: text = f"{', '.join(bad)}: run `nbdev_clean`"
+    return score([say('notebooks are clean', ok and not bad, text),
+                  check('README.md is made from nbs/index.ipynb', sys.executable, 'docs/readme.py', '--check')])
+
+def notebook(fn):
+    threads = str(max(1, (os.cpu_count() or 1)//WORKERS))
+    return check(fn.name, BIN/'nbdev_test', '--path', fn, '--do_print', timeout=NB_LIMIT, OMP_NUM_THREADS=threads, MPLBACKEND='agg')
+
+def run_notebooks():
+    "Every notebook runs; a process for each, two at a time"
+    with ThreadPoolExecutor(WORKERS) as ex: return score(list(ex.map(notebook, notebooks())))
+
+def pytest():
+    "What a notebook cell can't test"
+    with tempfile.TemporaryDirectory() as t:
+        out = Path(t)/'junit.xml'
+        rc = subprocess.run([sys.executable, '-m', 'pytest', 'tests', '-q', '--durations=8', f'--junitxml={out}'], cwd=ROOT,
+                            stdin=subprocess.DEVNULL).returncode
+        try: suites = list(ET.parse(out).getroot().iter('testsuite'))
+        except (OSError, ET.ParseError): return 0,1
+    n,bad,skipped = (sum(int(s.get(k,0)) for s in suites for k in ks) for ks in (['tests'],['failures','errors'],['skipped']))
+    return n-bad-skipped, max(bad, rc!=0)
+
+OPENS = """
+import jetbook, sys
+from jetbook.data import sample
+for name in ('qg','wqcd'): print(repr(sample(name))); assert sample(name).images([0]).sum()>0
+assert 'site-packages' in jetbook.__file__, jetbook.__file__
+assert not {'nbdev','sphinx','pytest'} & set(sys.modules)
+"""
+
+def wheel():
+    "Wheel and source archive, and the wheel in an environment that has nothing else"
+    with tempfile.TemporaryDirectory() as t:
+        t,oks = Path(t),[]
+        oks.append(check('wheel and source archive are built', sys.executable, '-m', 'build', '--quiet', '--outdir', t/'dist'))
+        built = sorted((t/'dist').glob('*')) if oks[0] else []
+        oks.append(check('their metadata is right', sys.executable, '-m', 'twine', 'check', '--strict', *built))
+        if not oks[0]: return score(oks)
+        py,away = t/'env'/'bin'/'python',t/'elsewhere'
+        away.mkdir()
+        whl = next(p for p in built if p.suffix=='.whl')
+        oks.append(check('an empty environment is made', sys.executable, '-m', 'venv', t/'env'))
+        oks.append(check('the wheel installs there', py, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', whl))
+        oks.append(check('it opens its samples', py, '-c', OPENS, cwd=away))
+        oks.append(check('it runs its command', t/'env'/'bin'/'jetbook', '--help', cwd=away))
+    return score(oks)
+
+STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, wheel=wheel)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--only', default=','.join(STEPS), help=f"steps, with commas between: {', '.join(STEPS)}")
+    names = p.parse_args().only.split(',')
+    if bad := [n for n in names if n not in STEPS]: p.error(f"no such step: {', '.join(bad)}. There are: {', '.join(STEPS)}")
+    sums,begun = {},time.time()
+    for n in names:
+        print(f'\n== {n}: {STEPS[n].__doc__}', flush=True)
+        start = time.time()
+        try: good,bad = STEPS[n]()
+        except Exception as e: good,bad = 0,int(not say(n, False, f'{type(e).__name__}: {e}'))
+        sums[n] = good,bad,time.time()-start
+    print()
+    for n,(good,bad,secs) in sums.items(): print(f'{n:10} {good:4} passed {bad:4} failed {secs:6.0f} s')
+    print(f'all        {time.time()-begun:31.0f} s')
+    good,bad = (sum(s[i] for s in sums.values()) for i in (0,1))
+    print(f'{good} passed, {bad} failed', flush=True)
+    sys.exit(bad>0)
+
+if __name__=='__main__': main()
