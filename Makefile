@@ -6,7 +6,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 USER_STAMP := $(VENV)/.installed
 DEV_STAMP  := $(VENV)/.installed-dev
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test notebooks docs bench wheel clean
@@ -46,14 +46,15 @@ clean: ## all that make made, but .venv
 
 $(BIN)/python:
 	@[ -n "$(PYTHON)" ] || { echo "jetbook needs Python 3.10 to 3.13 and found none; name one: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
 
-# downloads about 3 GB, most of it PyTorch
 $(USER_STAMP): settings.ini setup.py | $(BIN)/python
-	$(PIP) -e .
-	touch $@
+	@echo "installing into $(VENV): some minutes and 7 GB of disk, most of it PyTorch"
+	@$(PIP) -e .
+	@touch $@
 
 $(DEV_STAMP): settings.ini setup.py | $(BIN)/python
-	$(PIP) -e '.[dev,docs,sim]'
-	touch $@ $(USER_STAMP)
+	@echo "installing into $(VENV): some minutes and 7 GB of disk, most of it PyTorch"
+	@$(PIP) -e '.[dev,docs,sim]'
+	@touch $@ $(USER_STAMP)

@@ -89,6 +89,14 @@ def pytest():
     n,bad,skipped = (sum(int(s.get(k,0)) for s in suites for k in ks) for ks in (['tests'],['failures','errors'],['skipped']))
     return n-bad-skipped, max(bad, rc!=0)
 
+def docs():
+    "The site builds, and a warning is an error"
+    with tempfile.TemporaryDirectory() as t:
+        oks = [check('notebooks become pages', sys.executable, 'docs/nbsrc.py')]
+        oks.append(check('every link and heading is right', sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html',
+                         '-c', 'docs', 'docs/_nbs', Path(t)/'site'))
+    return score(oks)
+
 OPENS = """
 import jetbook, sys
 from jetbook.data import sample
@@ -114,7 +122,7 @@ def wheel():
         oks.append(check('it runs its command', t/'env'/'bin'/'jetbook', '--help', cwd=away))
     return score(oks)
 
-STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, wheel=wheel)
+STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, docs=docs, wheel=wheel)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
