@@ -410,6 +410,8 @@ def pack(
     return store
 
 # %% ../nbs/00e_files.ipynb #c18bbd00
+STEP_BYTES = 2**26 # dense bytes that `pack` has in memory at a time, or one HDF5 chunk if that is more
+
 def _check_labels01(src, k):
     v = src.columns.get(k, np.zeros(0))
     if (bad := np.setdiff1d(v,[0,1])).size:
@@ -421,7 +423,7 @@ def _fill_spool(src, spool, towers, negative, progress):
     st,per = spool.state,H*W*C
     for k in src.channels: st['up'].setdefault(k, towers if towers>1 and H%towers==0 and W%towers==0 else 1)
     spool.open()
-    step = max(src.step, 2**26//(4*per)//src.step*src.step, 1)
+    step = min(max(src.step, STEP_BYTES//(4*per)//src.step*src.step, 1), src.n)
     pixel,bits = np.empty((C,step*H*W),np.uint16),np.empty((C,step*H*W),np.uint32)
     signed = LAYOUTS[src.layout].signed
     try:
@@ -520,7 +522,7 @@ def verify(
     src = open_source(source, **kwargs)
     if (src.n,src.shape,src.channels) != (len(s),(s.height,s.width,len(s.channels)),s.channels):
         raise StoreError('The store is of another source', found=f'{len(s)} x {(s.height,s.width)} {s.channels}', expected=f'{src.n} x {src.shape} {src.channels}')
-    step = max(src.step, 2**26//(4*math.prod(src.shape))); buf = s.buffer(step)
+    step = max(src.step, STEP_BYTES//(4*math.prod(src.shape))); buf = s.buffer(step)
     for lo in tqdm(range(0, src.n, step), desc='verify', disable=not progress):
         x,_ = _as_float32(src.read(lo, min(lo+step,src.n)))
         same = (s.images(slice(lo,lo+len(x)), out=buf).numpy().view(np.uint32).transpose(0,2,3,1) == x.view(np.uint32)).all((1,2,3))
