@@ -122,7 +122,6 @@ def test_importing_the_store_needs_no_development_tool():
     code = "import sys, jetbook.data; print(*sorted({'nbdev','execnb','sphinx','pytest','pythia8mc','fastjet','fastai'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()==''
 
-sys.path.insert(0, str(ROOT/'tests'))
 import runnb
 
 @pytest.mark.parametrize('said,kept', [
