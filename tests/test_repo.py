@@ -22,6 +22,7 @@ ROOMS['vae'] = ROOMS['conv_ae']|{'conv_ae'}
 ROOMS['graphs'] = DATA
 ROOMS['gnn'] = DATA|{'graphs','losses','runs'}
 ROOMS['anomaly'] = ROOMS['vae']|{'vae'}
+ROOMS['demo'] = set(ROOMS)
 ROOMS['cli'] = set(ROOMS)
 
 def imported(tree):
