@@ -246,12 +246,12 @@ def settings(self:StoreDL): # dict
 def new(self:StoreDL,
     dataset=None, # other jet numbers, or another store; default: the same jets
     cls=None, # class of the new loader
+    idx=None, # which jets of another store; default: all
     **kwargs # arguments to change
 ): # StoreDL
     "A loader like this one, of other jets"
-    store,idx = self.dataset,self.idx
-    if isinstance(dataset, JetStore): store,idx = dataset,None
-    elif dataset is not None: idx = dataset
+    store = dataset if isinstance(dataset, JetStore) else self.dataset
+    if store is self.dataset: idx = self.idx if dataset is None else dataset
     dl = (cls or type(self))(store, idx, **{**self.settings(), **kwargs})
     dl.epoch = self.epoch
     return dl
