@@ -15,7 +15,7 @@ cfg = config['DEFAULT']
 
 DATA = {'data','files','transforms','loaders'}
 # the rooms: which modules of the library each may import
-ROOMS = dict(data=set(), files={'data'}, simulate={'data','files'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(),
+ROOMS = dict(data=set(), files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(),
              runs=DATA|{'losses'})
 ROOMS['conv_ae'] = DATA|{'observables','losses','runs'}
 ROOMS['vae'] = ROOMS['conv_ae']|{'conv_ae'}
