@@ -21,7 +21,7 @@ from fastai.callback.schedule import LRFinder,ParamScheduler,SchedCos,combined_c
 from fastai.learner import Learner,CancelFitException
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
+from fastai.torch_core import find_bs,set_seed
 from safetensors.torch import load_file,save_file
 from torch import nn
 import fastai,fastai.callback.progress
@@ -355,6 +355,15 @@ def _unpack_state(learn, s):
     rec.smooth_loss.count,rec.smooth_loss.val = s['smooth']
     _set_transforms(learn.dls, s['transforms']); _set_rng(s['rng'])
 
+def _save_state(file, learn, rows):
+    tensors = {}
+    text = json.dumps(_flatten(_pack_state(learn, rows), tensors))
+    _save_tensors(file, tensors, {'state':text})
+
+def _load_state(file):
+    tensors,meta = _load_tensors(file)
+    return _unflatten(json.loads(meta['state']), tensors)
+
 def _on(o, device):
     if isinstance(o, torch.Tensor): return o.to(device)
     if isinstance(o, dict): return {k:_on(v,device) for k,v in o.items()}
@@ -371,18 +380,23 @@ class Checkpoint(Callback):
     ):
         self.file,self.run_seed,self.each,self.rows,self.kept = Path(file),seed,each,[],None
         if self.file.exists():
-            tensors,meta = _load_tensors(self.file)
-            self.kept = _unflatten(json.loads(meta['state']), tensors)
+            self.kept = _load_state(self.file)
             self.rows = self.kept['rows']
         self.first = len(self.rows)
 
     def before_train(self):
         if self.kept and self.epoch==self.first: self._restore()
-        dl,self.began = self.dls.train,time.time()
+        dl,self.began,self.total,self.seen = self.dls.train,time.time(),0.,0
         if hasattr(dl,'seed') and hasattr(dl,'epoch'): dl.epoch = self.epoch
         elif hasattr(dl,'rng'): dl.rng = random.Random(self.run_seed*1_000_003 + self.epoch)
 
+    def after_batch(self):
+        if not self.training: return
+        n = find_bs(self.learn.yb or self.learn.xb)
+        self.total,self.seen = self.total + float(self.learn.loss.detach().mean())*n,self.seen+n
+
     def _restore(self): _unpack_state(self.learn, self.kept); self.kept = None
+
     def after_fit(self):
         if self.kept: self._restore()
 
@@ -390,11 +404,10 @@ class Checkpoint(Callback):
         if self.epoch < self.first: return
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         row.pop('time', None)
-        self.rows.append({**row, 'lr':float(self.opt.hypers[-1]['lr']), 'seconds':round(time.time()-self.began, 3)})
+        smooth,row['train_loss'] = row['train_loss'],self.total/max(self.seen,1)
+        self.rows.append({**row, 'smooth_loss':smooth, 'lr':float(self.opt.hypers[-1]['lr']), 'seconds':round(time.time()-self.began, 3)})
         if not math.isfinite(row['train_loss']): raise ConfigError('The training loss is no number any more', found=row['train_loss'], do='a smaller lr_max')
-        tensors = {}
-        text = json.dumps(_flatten(_pack_state(self.learn, self.rows), tensors))
-        _save_tensors(self.file, tensors, {'state':text})
+        _save_state(self.file, self.learn, self.rows)
         if self.each: self.each(self.rows)
 
 # %% ../nbs/01a_runs.ipynb #bd360c88
@@ -405,7 +418,9 @@ class Replay(Callback):
         rows, # of the history
     ): self.done = rows
     def after_epoch(self):
-        if self.epoch < len(self.done): self.recorder.log += [v for k,v in self.done[self.epoch].items() if k not in ('epoch','lr','seconds')]
+        if self.epoch >= len(self.done): return
+        row = {**self.done[self.epoch], 'train_loss':self.done[self.epoch]['smooth_loss']}
+        self.recorder.log += [v for k,v in row.items() if k not in ('epoch','smooth_loss','lr','seconds')]
 
 # %% ../nbs/01a_runs.ipynb #cf826da4
 def fingerprint(
@@ -520,6 +535,7 @@ def train(
     _check_value('train', 'schedule', schedule, tuple(SCHEDULES))
     for k,v,kinds in (('epochs',epochs,(int,)), ('lr_max',lr_max,(float,'find')), ('seed',seed,(int,))): _check_value('train', k, v, kinds)
     if epochs < 1 or (lr_max!='find' and lr_max <= 0): raise ConfigError('Nothing to train', found=f'epochs={epochs}, lr_max={lr_max}', expected='both above 0')
+    if not 0 <= seed < 2**31: raise ConfigError('The seed is out of range', found=seed, expected='0 to 2,147,483,647')
     sp = split(store, valid, test, split_seed, n_train=n_train)
     config = _config(r, store, settings, sp, seed=seed, epochs=epochs, lr_max=lr_max, lr_found=lr_max=='find', schedule=schedule)
     if old := (out/'config.json').exists():
@@ -556,9 +572,10 @@ def _finish(learn, run, rows):
     "Pictures, figures, and last the weights, which make the run complete"
     _save_plots(learn, run, rows)
     _write_json(run.path/'metrics.json', dict(fit=dict(parameters=sum(p.numel() for p in learn.model.parameters()), device=str(next(learn.model.parameters()).device),
-        seconds=round(sum(r['seconds'] for r in rows), 1), **{k:v for k,v in rows[-1].items() if k not in ('seconds','lr')})))
+        seconds=round(sum(r['seconds'] for r in rows), 1), **{k:v for k,v in rows[-1].items() if k not in ('seconds','lr','smooth_loss')})))
     _save_tensors(run.path/'model.safetensors', _weights(learn))
     shutil.rmtree(run.path/'checkpoint', ignore_errors=True)
+    for f in run.path.glob('.*.tmp'): f.unlink(missing_ok=True)                     # of processes that were killed
     return run
 
 # %% ../nbs/01a_runs.ipynb #ff1feec2
