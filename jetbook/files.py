@@ -13,8 +13,8 @@ import h5py, numpy as np
 from fastcore.basics import patch
 from numba import njit
 from tqdm.auto import tqdm
-from .data import (LAYOUTS,ConfigError,DataError,JetStore,JetbookError,StoreError,atomic_path,h5_dataset,open_h5,
-                          require,write_header)
+from .data import (LAYOUTS,ConfigError,DataError,JetStore,JetbookError,MAX_CHUNK,NEW_H5,StoreError,_check_columns,atomic_path,
+                          h5_attr,h5_dataset,open_h5,require,write_header)
 
 # %% ../nbs/00e_files.ipynb #1b820869
 @njit(nogil=True, cache=True)
@@ -98,13 +98,14 @@ class Source:
         if n < 1: raise DataError(f'{name} holds no jets', found=0, expected='at least 1')
         if not 0 < self.shape[0]*self.shape[1] <= 2**16: raise DataError('Image size out of range', found=self.shape, expected='at most 65,536 pixels')
         if clash := set(self.channels)&set(columns): raise DataError('A column has the name of a channel', found=', '.join(clash), do='name the channels differently')
+        _check_columns(columns, n)
         for k,v in columns.items():
             if not np.isfinite(v).all(): raise DataError(f'Column {k} has a number that is none', found=f'jet {np.flatnonzero(~np.isfinite(v))[0]}', expected='finite numbers')
 
     def fingerprint(self): # str
-        "Changes when the files do: names, sizes, times, shape"
+        "Changes when the files do (names, sizes, times) or what is read from them"
         stats = [(str(Path(f).resolve()), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in self.files]
-        return hashlib.sha256(json.dumps([stats, self.n, self.shape, self.layout]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([stats, self.n, self.shape, self.layout, self.channels, self.name]).encode()).hexdigest()
 
 # %% ../nbs/00e_files.ipynb #7c29c104
 def array_source(
@@ -159,12 +160,14 @@ def h5_source(
         for k in LAYOUTS[layout].columns:
             if k not in f: raise DataError(f'No {k} in {path.name}', found=', '.join(f), expected=', '.join(LAYOUTS[layout].columns), do="pass layout='array' to go without" )
             if k not in cols: h5_dataset(f, k); raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
+        if step*math.prod(shape)*ds.dtype.itemsize > MAX_CHUNK:
+            raise DataError(f'{key} has chunks of too many jets', found=f'{step:,} jets', expected=f'at most {MAX_CHUNK:,} bytes to read one jet', do='rewrite the file with smaller chunks (h5repack)')
         off = ds.id.get_offset() if ds.chunks is None and n else None
         flat = np.memmap(path, ds.dtype, 'r', off, ds.shape) if off is not None else None
     def read(lo, hi):
         if flat is not None: return turn(np.asarray(flat[lo:hi]))
         with open_h5(path) as f: return turn(f[key][lo:hi])
-    return Source(read, n, shape, layout, cols, path.name, step, channels, [path])
+    return Source(read, n, shape, layout, cols, path.name if image is None else f'{path.name}:{image}', step, channels, [path])
 
 # %% ../nbs/00e_files.ipynb #819b9757
 def join_sources(
@@ -180,7 +183,8 @@ def join_sources(
         parts = [s.read(max(lo-(e-s.n),0), min(hi-(e-s.n),s.n)) for s,e in zip(sources,ends) if lo<e and hi>e-s.n]
         return parts[0] if len(parts)==1 else np.concatenate(parts)
     cols = {k:np.concatenate([s.columns[k] for s in sources]) for k in s0.columns}
-    return Source(read, int(ends[-1]), s0.shape, s0.layout, cols, ' + '.join(s.name for s in sources), max(s.step for s in sources),
+    name = ' + '.join(s.name for s in sources[:8]) + (f' and {len(sources)-8} more' if len(sources)>8 else '')
+    return Source(read, int(ends[-1]), s0.shape, s0.layout, cols, name, max(s.step for s in sources),
                   s0.channels, [f for s in sources for f in s.files])
 
 # %% ../nbs/00e_files.ipynb #6d7c1da5
@@ -253,7 +257,7 @@ def recognise(
     path = Path(path)
     if path.suffix in ('.parquet','.pq'): return 'parquet'
     with open_h5(path) as f:
-        if f.attrs.get('format')=='jetbook': return 'jetbook'
+        if h5_attr(f,'format')=='jetbook': return 'jetbook'
         def _nd(k): return getattr(f[k],'ndim',0) if isinstance(f.get(k, getlink=True), h5py.HardLink) else 0
         if 'X_jets' in f: return 'cms'
         if 'image' in f and 'signal' in f and _nd('image')==3: return 'lagan'
@@ -298,20 +302,31 @@ def check_labels(
     return dict(tracks_y0=m[0], tracks_y1=m[1], sigmas=z, verdict='y=1 is quark' if z>5 else 'y=1 looks like gluon' if z<-5 else 'undecided')
 
 # %% ../nbs/00e_files.ipynb #f3585e68
+def _lock(path):
+    "The open file `path`, locked until it is closed or the process ends"
+    f = open(path,'a')
+    try: import fcntl; fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    except ImportError: pass # Windows
+    except BlockingIOError: f.close(); raise DataError(f'{path.parent.name} is in use', found='another process packs into it', do='wait for it, or write elsewhere') from None
+    return f
+
 class _Spool:
     "Growing files of packed entries beside the destination; `commit` makes what was appended durable"
     def __init__(self, folder, names, key):
         self.folder,self.names,self.rec = Path(folder),names,folder/'progress.json'
-        self.state = dict(key=key, done=0, up={}, entries={}, rounded=0)
-        try: old = json.loads(self.rec.read_text())
-        except (OSError,ValueError): old = {}
-        if old.get('key')==key: self.state = old
-        elif self.folder.exists(): shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.files = {}
+        self.lock = _lock(self.folder/'lock')
+        self.files,self.new = {},[0]*len(names)
+        try: self.state = json.loads(self.rec.read_text())
+        except (OSError,ValueError): self.state = {}
+        if self.state.get('key')!=key or not self.whole():
+            self.state = dict(key=key, done=0, up={}, entries=dict.fromkeys(names,0), rounded=0)
+            for p in self.folder.iterdir():
+                if p.name!='lock': p.unlink()
 
     def path(self, c, kind): return self.folder/f'{c}.{self.state["up"][self.names[c]]}.{kind}'
-    def sizes(self, c): return dict(count=8*self.state['done'], pixel=2*self.state['entries'].get(self.names[c],0), value=4*self.state['entries'].get(self.names[c],0))
+    def sizes(self, c): n = self.state['entries'][self.names[c]]; return dict(count=8*self.state['done'], pixel=2*n, value=4*n)
+    def whole(self): return all(self.path(c,k).is_file() and self.path(c,k).stat().st_size>=n for c in range(len(self.names)) for k,n in self.sizes(c).items())
 
     def open(self):
         "Cut each file back to what the record vouches for, and append from there"
@@ -322,20 +337,22 @@ class _Spool:
 
     def append(self, c, count, pixel, bits):
         for kind,a in (('count',count),('pixel',pixel),('value',bits)): self.files[c,kind].write(np.ascontiguousarray(a).data)
-        self.state['entries'][self.names[c]] = self.state['entries'].get(self.names[c],0) + len(pixel)
+        self.new[c] += len(pixel)
 
     def commit(self, done):
         for f in self.files.values(): f.flush()
-        self.state['done'] = done
-        tmp = self.rec.with_suffix('.tmp'); tmp.write_text(json.dumps(self.state)); os.replace(tmp, self.rec)
+        for c,k in enumerate(self.names): self.state['entries'][k] += self.new[c]
+        self.new,self.state['done'] = [0]*len(self.names),done
+        self.record()
+
+    def record(self): tmp = self.rec.with_suffix('.tmp'); tmp.write_text(json.dumps(self.state)); os.replace(tmp, self.rec)
 
     def read(self, c):
         "count, pixel, value of channel `c` as mapped arrays"
         return [np.memmap(self.path(c,k),t,'r') if self.path(c,k).stat().st_size else np.empty(0,t) for k,t in (('count',np.int64),('pixel',np.uint16),('value',np.uint32))]
 
     def close(self):
-        for f in self.files.values(): f.close()
-        self.files = {}
+        for f in (*self.files.values(), self.lock): f.close()
 
 # %% ../nbs/00e_files.ipynb #52ff7e1d
 @patch
@@ -354,7 +371,7 @@ def expand(self:_Spool, c, W, step=4096):
             at,total = at+m,total+len(p)
     self.state['up'][name],self.state['entries'][name] = 1,total
     for kind in ('count','pixel','value'): self.files[c,kind] = open(self.path(c,kind),'ab')
-    self.commit(self.state['done'])
+    self.record() # without what this chunk has appended to other channels
 
 # %% ../nbs/00e_files.ipynb #28a67c78
 def _check_values(bits, count, first, name, negative):
@@ -394,16 +411,20 @@ def pack(
     if negative not in (None,'raise','zero','keep'): raise ConfigError("No such choice for negative pixels", found=negative, expected="'raise', 'zero' or 'keep'")
     if dest.exists() and not overwrite: raise DataError(f'{dest.name} is there already', found=str(dest), do='pass overwrite=True, or another name')
     src = open_source(source, layout, channels, **kwargs)
-    if (k := LAYOUTS[src.layout].label) in src.columns or k=='signal': _check_labels01(src, k)
     key = hashlib.sha256(json.dumps([src.fingerprint(), towers, negative]).encode()).hexdigest() if src.files else os.urandom(8).hex()
+    part = dest.with_name(dest.name+'.part')
     try:
-        spool = _Spool(dest.with_name(dest.name+'.part'), src.channels, key)
-        _fill_spool(src, spool, towers, negative, progress)
-        _assemble(src, spool, dest, value_dtype)
+        with contextlib.closing(_Spool(part, src.channels, key)) as spool:
+            try:
+                _fill_spool(src, spool, towers, negative, progress)
+                _assemble(src, spool, dest, value_dtype)
+            except BaseException as e: # what can't be gone on with is not left lying about
+                if not src.files or (isinstance(e, JetbookError) and not isinstance(e.__cause__, OSError)): shutil.rmtree(part)
+                raise
+            shutil.rmtree(part)
     except OSError as e:
         if isinstance(e, JetbookError) or e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
         raise DataError(f'No room to pack into {dest.name}', found=str(e), do=f'free space on {dest.parent} and run again: what is packed so far is kept') from e
-    shutil.rmtree(spool.folder)
     store = JetStore(dest)
     if progress: _report(store, spool, src)
     check_labels(store)
@@ -411,11 +432,6 @@ def pack(
 
 # %% ../nbs/00e_files.ipynb #c18bbd00
 STEP_BYTES = 2**26 # dense bytes that `pack` has in memory at a time, or one HDF5 chunk if that is more
-
-def _check_labels01(src, k):
-    v = src.columns.get(k, np.zeros(0))
-    if (bad := np.setdiff1d(v,[0,1])).size:
-        raise DataError(f'Labels in {k} other than 0 and 1', found=bad[:5].tolist(), expected='0 or 1', do=f'drop those jets or rename {k}')
 
 def _fill_spool(src, spool, towers, negative, progress):
     "The loop of `pack`: read a range of jets, sparsify it, append it, commit"
@@ -426,21 +442,19 @@ def _fill_spool(src, spool, towers, negative, progress):
     step = min(max(src.step, STEP_BYTES//(4*per)//src.step*src.step, 1), src.n)
     pixel,bits = np.empty((C,step*H*W),np.uint16),np.empty((C,step*H*W),np.uint32)
     signed = LAYOUTS[src.layout].signed
-    try:
-        with tqdm(total=src.n, initial=st['done'], unit='jets', desc='pack', disable=not progress) as bar:
-            for lo in range(st['done'], src.n, step):
-                x = src.read(lo, min(lo+step, src.n))
-                if x.shape[1:]!=src.shape: raise DataError(f'{src.name} has jets of different sizes', found=x.shape[1:], expected=src.shape)
-                x,rounded = _as_float32(x)
-                counts = np.empty((C,len(x)),np.int64)
-                n = _sparsify(x.reshape(len(x),per).view(np.uint32), C, pixel, bits, counts)
-                for c,k in enumerate(src.channels):
-                    v = _check_values(bits[c,:n[c]], counts[c], lo, k, negative or ('keep' if k in signed else 'raise'))
-                    _append(spool, c, W, counts[c], pixel[c,:n[c]], v.view(np.uint32))
-                st['rounded'] += rounded
-                spool.commit(lo+len(x))
-                bar.update(len(x))
-    finally: spool.close()
+    with tqdm(total=src.n, initial=st['done'], unit='jets', desc='pack', disable=not progress) as bar:
+        for lo in range(st['done'], src.n, step):
+            x = src.read(lo, min(lo+step, src.n))
+            if x.shape[1:]!=src.shape: raise DataError(f'{src.name} has jets of different sizes', found=x.shape[1:], expected=src.shape)
+            x,rounded = _as_float32(x)
+            counts = np.empty((C,len(x)),np.int64)
+            n = _sparsify(x.reshape(len(x),per).view(np.uint32), C, pixel, bits, counts)
+            for c,k in enumerate(src.channels):
+                v = _check_values(bits[c,:n[c]], counts[c], lo, k, negative or ('keep' if k in signed else 'raise'))
+                _append(spool, c, W, counts[c], pixel[c,:n[c]], v.view(np.uint32))
+            st['rounded'] += rounded
+            spool.commit(lo+len(x))
+            bar.update(len(x))
 
 def _append(spool, c, W, counts, pixel, bits):
     "Append a chunk of channel `c`, as towers while that holds"
@@ -456,7 +470,7 @@ def _append(spool, c, W, counts, pixel, bits):
 def _assemble(src, spool, dest, value_dtype):
     "The store file from the finished spool, copied in bounded pieces"
     H,W,C = src.shape
-    with atomic_path(dest) as part, h5py.File(part,'w', alignment_threshold=1, alignment_interval=64) as f:
+    with atomic_path(dest, spool.folder/'store.h5') as part, h5py.File(part, **NEW_H5) as f:
         write_header(f, H, W, src.channels, src.name, src.layout)
         for c,k in enumerate(src.channels):
             count,pixel,bits = spool.read(c)
