@@ -22,7 +22,7 @@ from fastai.learner import Learner,CancelFitException
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import find_bs,set_seed
-from safetensors.torch import load_file,save_file
+from safetensors.torch import load_file,save
 from torch import nn
 import fastai,fastai.callback.progress
 from . import __version__
@@ -192,7 +192,7 @@ def _read_json(path, limit=2**24):
 def _save_tensors(path, tensors, metadata=None):
     "Tensors by name, each in memory of its own, so that tied weights are fine"
     tensors = {k:v.detach().cpu().contiguous().clone() for k,v in tensors.items()}
-    with atomic_path(path) as part: save_file(tensors, part, {'format':'pt', **(metadata or {})})
+    with atomic_path(path) as part: part.write_bytes(save(tensors, {'format':'pt', **(metadata or {})}))
 
 def _load_tensors(path, device='cpu'):
     "Tensors by name, and the metadata"
@@ -680,12 +680,14 @@ def compare(
     for r in runs:
         c,m = r.config,r.metrics
         own = {k:v for k,v in c['settings'].items() if v!=r.recipe.defaults.get(k) and v!=_json(r.recipe.defaults.get(k))}
-        row = dict(recipe=c['recipe'], settings=', '.join(f'{k}={v}' for k,v in own.items()), seed=c['seed'], jets=c['split']['n_train'] or c['split']['n'],
-                   **{k:m.get('fit',{}).get(k) for k in ('epoch','parameters','seconds','valid_loss')})
+        row = dict(recipe=c['recipe'], settings=', '.join(f'{k}={v}' for k,v in own.items()), seed=c['seed'], epochs=len(r.history), train_jets=_train_jets(c['split']),
+                   **{k:m.get('fit',{}).get(k) for k in ('parameters','seconds','valid_loss')})
         row |= {k:v for k,v in m.get(part,{}).items() if isinstance(v,(int,float)) and not k.endswith('_bound') and k not in ('n','n_signal','level','threshold')}
         rows[r.name] = row
     if len({(c['split']['digest'],c['store']['digest']) for c in (r.config for r in runs)}) > 1: warnings.warn('These runs were not scored on the same jets')
     return pd.DataFrame(rows).T.infer_objects().rename_axis('run')
+
+def _train_jets(s): return s['n_train'] or s['n']-round(s['n']*s['valid'])-round(s['n']*s['test'])
 
 # %% ../nbs/01a_runs.ipynb #4e6a5d04
 def compare_plot(
