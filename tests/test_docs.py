@@ -14,6 +14,7 @@ def load(name):
 
 nbsrc,readme = load('nbsrc'),load('readme')
 SITE,PAGES = nbsrc.site,{'00_data':'data'}
+DOCUMENTED = dict(files={'pack','source'}, data={'jetstore','jetstore.images','jetstore.__len__'})
 
 @pytest.mark.parametrize('md,want', [
     (f'a [`pack`]({SITE}files.html#pack) b', 'a [`pack`](files.ipynb#pack) b'),
@@ -24,7 +25,7 @@ SITE,PAGES = nbsrc.site,{'00_data':'data'}
     ('[the store](00_data.ipynb#images)', '[the store](data.ipynb#images)'),
     (f'[the [`JetStore`]({SITE}data.html#jetstore) page](00_data.ipynb)', '[the `JetStore` page](data.ipynb)'),
     ('[elsewhere](https://example.org/a.html)', '[elsewhere](https://example.org/a.html)')])
-def test_links(md, want): assert nbsrc._links(md, PAGES)==want
+def test_links(md, want): assert nbsrc._links(md, PAGES, DOCUMENTED)==want
 
 DOC = f"""---
 
