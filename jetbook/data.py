@@ -509,7 +509,7 @@ def h5_attr(
     "Attribute `name` of a stranger's file; None where there is none of numbers or text of fixed length"
     if name not in obj.attrs: return None
     a = obj.attrs.get_id(name)
-    if a.dtype.kind not in 'iufbS' or len(a.shape) > 1 or math.prod(a.shape) > 2**12: return None
+    if a.dtype.kind not in 'iufbS' or a.shape is None or len(a.shape) > 1 or math.prod(a.shape) > 2**12: return None
     v = np.asarray(obj.attrs[name])
     return (np.char.decode(v,'utf8','replace') if v.dtype.kind=='S' else v).tolist()
 
@@ -575,7 +575,7 @@ def _inflate(data, nbytes, bad):
 def _array(ds, path, mmap):
     "The dataset as an array: read, or mapped copy-on-write (the kernels are compiled for writable arrays)"
     if ds.chunks is not None: _bad(f'{ds.name} is chunked', ds.chunks, 'contiguous data')
-    if not mmap or ds.size==0 or ds.id.get_offset() is None: return ds[:]
+    if not mmap or ds.size==0 or ds.id.get_offset() is None: return ds[()]
     return np.asarray(np.memmap(path, ds.dtype, 'c', ds.id.get_offset(), ds.shape))
 
 def _read_header(f, name):
@@ -606,7 +606,7 @@ def _read_store(path, mmap):
             if (o.dtype,p.dtype)!=(np.int64,np.uint16) or v.dtype not in (np.float32,np.float16): _bad(f'{k} has wrong types', [str(x.dtype) for x in (o,p,v)], 'int64, uint16, float32')
             if not (o.ndim==p.ndim==v.ndim==1 and len(o)): _bad(f'{k} is not flat', [x.shape for x in (o,p,v)], 'one dimension each')
             s.entries[k] = (o,p,v.astype(np.float32, copy=False))
-        s.columns = {k:h5_dataset(f,k)[:] for k in f if k not in names}
+        s.columns = {k:h5_dataset(f,k)[()] for k in f if k not in names}
     return s._validate().__dict__
 
 # %% ../nbs/00_data.ipynb #4ca33a63
