@@ -192,16 +192,70 @@ def _unnest(col, name):
     "A pyarrow column of nested lists -> array (n, ...), every list of one length"
     import pyarrow as pa, pyarrow.compute as pc
     shape = [len(col)]
-    while pa.types.is_nested(col.type) and len(col):
+    while pa.types.is_list(col.type) or pa.types.is_large_list(col.type) or pa.types.is_fixed_size_list(col.type):
         n = pc.list_value_length(col)
-        if col.null_count or pc.min(n).as_py()!=pc.max(n).as_py():
+        if not len(col) or col.null_count or pc.min(n).as_py()!=pc.max(n).as_py():
             raise DataError(f'{name} has jets of different sizes', found=f'lists of {pc.min(n)} to {pc.max(n)}', expected='one size, no nulls')
         shape.append(pc.max(n).as_py())
         col = col.flatten()
-    if col.null_count or not (pa.types.is_floating(col.type) or pa.types.is_integer(col.type)): raise DataError(f'{name} is not numeric', found=col.type, expected='numbers without nulls')
+    if col.null_count or not (pa.types.is_floating(col.type) or pa.types.is_integer(col.type)): raise DataError(f'{name} is not numeric', found=f'{col.type}, {col.null_count} nulls', expected='numbers without nulls')
     return col.to_numpy(zero_copy_only=False).reshape(shape)
 
 # %% ../nbs/00e_files.ipynb #a11bf68c
+@contextlib.contextmanager
+def _arrow_errors(name):
+    "Whatever pyarrow stumbles over in the file is a `DataError`"
+    try: yield
+    except JetbookError: raise
+    except Exception as e: raise DataError(f'{name} is damaged or not a parquet file', found=f'{type(e).__name__}: {e}'[:300], do='check that the download is complete') from e
+
+def _thrift(b, i=0):
+    "The struct at `b[i:]` in thrift's compact form: its integers and structs by field number, and where it ends"
+    def _int():
+        nonlocal i
+        n = shift = 0
+        while b[i]>127: n,shift,i = n|(b[i]&127)<<shift,shift+7,i+1
+        n,i = n|b[i]<<shift,i+1
+        return n
+    def _signed(): n = _int(); return n>>1^-(n&1)
+    res,k = {},0
+    while head := b[i]:
+        i += 1; kind = head&15; k = k+(head>>4) if head>>4 else _signed()
+        if kind in (4,5,6): res[k] = _signed()
+        elif kind==12: res[k],i = _thrift(b, i)
+        elif kind in (3,7): i += {3:1,7:8}[kind]
+        elif kind==8: n = _int(); i += n
+        elif kind not in (1,2): raise ValueError(f'unknown kind {kind} in a page header')
+    return res,i+1
+
+def _page_numbers(file, col):
+    "Numbers that the pages of column chunk `col` unpack to, by their own headers"
+    pos,total = min(o for o in (col.dictionary_page_offset, col.data_page_offset) if o),0
+    end = pos+col.total_compressed_size
+    while pos < end:
+        file.seek(pos)
+        head,size = _thrift(file.read(2**14))
+        if not (0 <= head[3] and 0 <= head[2] <= MAX_CHUNK): raise ValueError(f'a page of {head[2]:,} bytes')
+        total += sum(head.get(k,{}).get(1,0) for k in (5,8)) # data pages of version 1 and 2
+        pos += size+head[3]
+    return total
+
+def _numbers_a_jet(f, image, path, channels):
+    "Numbers in one jet of the parquet file `f`, checked before anything is unpacked"
+    md,per,size = f.metadata,set(),path.stat().st_size
+    if md.num_rows > size: raise DataError('More jets than bytes', found=f'{md.num_rows:,} rows in {size:,} bytes', do='do not trust this file')
+    with open(path,'rb') as file:
+        for rg in map(md.row_group, range(md.num_row_groups)):
+            for c in map(rg.column, range(rg.num_columns)):
+                n,top = c.num_values,c.path_in_schema.split('.')[0]==image.split('.')[0]
+                if top and rg.num_rows: per.add(n/rg.num_rows)
+                if (n > 2**26 and n > 4096*c.total_compressed_size) or n != _page_numbers(file, c):
+                    raise DataError(f'{c.path_in_schema} unpacks to too much', found=f'{n:,} numbers in {c.total_compressed_size:,} bytes', expected='at most 4,096 numbers a byte, and as many as declared', do='do not trust this file')
+    if len(per)!=1 or (n := per.pop())%1: raise DataError(f'{image} has jets of different sizes', found='numbers a jet that vary or are no whole number', expected='one size, no nulls')
+    if n > 2**16*channels: raise DataError(f'{image} has jets too large', found=f'{n:,.0f} numbers a jet', expected=f'at most {2**16*channels:,}')
+    return int(n)
+
+# %% ../nbs/00e_files.ipynb #0ce93627
 def parquet_source(
     path:str|Path, # a parquet file with `X_jets` and per-jet columns
     channels=None, # C names
@@ -210,29 +264,30 @@ def parquet_source(
     "Jets in a parquet file of the end-to-end production, read a bounded number of rows at a time"
     import pyarrow as pa, pyarrow.parquet as pq
     path = Path(path)
-    try: f = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as e: raise DataError(f'{path.name} is not a readable parquet file', found=str(e)[:200], do='check that the download is complete') from e
-    names = f.schema_arrow.names
-    if image not in names: raise DataError(f'No {image} in {path.name}', found=', '.join(names), expected=f'{image}: nested lists (3, 125, 125)')
-    if f.metadata.num_rows < 1: raise DataError(f'{path.name} holds no jets', found=0, expected='at least 1')
-    rows = _ParquetRows(f, image, path.name)
-    turn,shape = _channels_last(rows(0,1).shape[1:], channels or LAYOUTS['cms'].channels, image)
-    cols = [k for k in names if k!=image and not pa.types.is_nested(f.schema_arrow.field(k).type)]
-    table = f.read(columns=cols)
-    cols = {k:_unnest(table[k].combine_chunks(), k) for k in cols}
+    if not path.is_file(): raise DataError('No such file', found=str(path), do='check the name and the folder')
+    channels = channels or LAYOUTS['cms'].channels
+    with _arrow_errors(path.name):
+        f = pq.ParquetFile(path, buffer_size=2**20)
+        names = f.schema_arrow.names
+        if names.count(image)!=1: raise DataError(f'No {image} in {path.name}', found=', '.join(names), expected=f'{image}: nested lists (3, 125, 125)')
+        if f.metadata.num_rows < 1: raise DataError(f'{path.name} holds no jets', found=0, expected='at least 1')
+        rows = _ParquetRows(f, image, f'{image} in {path.name}', max(min(64, 2**22//_numbers_a_jet(f, image, path, len(channels))), 1))
+        turn,shape = _channels_last(rows(0,1).shape[1:], channels, image)
+        cols = [k for k,t in zip(names, f.schema_arrow.types) if k!=image and (pa.types.is_integer(t) or pa.types.is_floating(t))]
+        table = f.read(columns=cols)
+        cols = {k:_unnest(table[k].combine_chunks(), k) for k in cols}
     cols = {k:v.astype(np.uint8) if k=='y' and np.isin(v,(0,1)).all() else v for k,v in cols.items()}
     return Source(lambda lo,hi: turn(rows(lo,hi)), f.metadata.num_rows, shape, 'cms', cols, path.name, 1, channels, [path])
 
-# %% ../nbs/00e_files.ipynb #0ce93627
+# %% ../nbs/00e_files.ipynb #402d01d6
 class _ParquetRows:
     "Reads rows `lo:hi` of a nested column; in order it never decodes a row twice"
-    def __init__(self, f, column, name, batch=64):
+    def __init__(self, f, column, name, batch):
         self.f,self.column,self.name,self.batch = f,column,name,batch
         self.ends = np.cumsum([f.metadata.row_group(i).num_rows for i in range(f.metadata.num_row_groups)])
         self.pos,self.rest,self.it = -1,None,None
 
     def __call__(self, lo, hi):
-        import pyarrow as pa
         if lo != self.pos:
             g = int(np.searchsorted(self.ends, lo, 'right'))
             self.pos,self.rest = (int(self.ends[g-1]) if g else 0),None
@@ -240,9 +295,9 @@ class _ParquetRows:
         parts,skip = [],lo-self.pos
         while sum(map(len,parts)) < skip+hi-lo:
             if self.rest is None:
-                try: self.rest = _unnest(next(self.it).column(0), self.name)
-                except StopIteration: raise DataError(f'{self.name} ends early', found=f'row {lo+sum(map(len,parts))-skip}', expected=f'{hi} rows', do='fetch the file again') from None
-                except pa.ArrowInvalid as e: raise DataError(f'{self.name} is damaged', found=str(e)[:200], do='fetch the file again') from e
+                with _arrow_errors(self.name): part = next(self.it, None)
+                if part is None: raise DataError(f'{self.name} ends early', found=f'row {lo+sum(map(len,parts))-skip}', expected=f'{hi} rows', do='fetch the file again')
+                self.rest = _unnest(part.column(0), self.name)
             parts.append(self.rest); self.rest = None
         x = np.concatenate(parts)
         self.rest = x[skip+hi-lo:] if len(x) > skip+hi-lo else None

@@ -1,33 +1,48 @@
-"What several test files share: settings of hypothesis, small files to spoil, and Python in a limited process of its own"
-import os, subprocess, sys, textwrap
+"What several test files share: settings of hypothesis, small files to spoil, and a process of one's own with limits"
+import os, pickle, resource, signal, time, traceback
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # the same examples on every run: a test that fails, fails again
 settings.register_profile('jetbook', derandomize=True, database=None, deadline=None, print_blob=False,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture])
 settings.load_profile('jetbook')
 
-PREAMBLE = """
-import os, resource, sys, warnings
-warnings.filterwarnings('ignore')
-import h5py, numpy as np, torch
-from pathlib import Path
-from jetbook.data import *
-from jetbook.files import *
-torch.set_num_threads(1)
-"""
+def _status(key): return next(int(l.split()[1])>>10 for l in open('/proc/self/status') if l.startswith(key+':')) # MiB
 
-def python(code, *args, timeout=120, check=True, **env):
-    "Run `code` in a new interpreter that has imported jetbook; `args` are its sys.argv[1:]"
-    r = subprocess.run([sys.executable, '-c', PREAMBLE+textwrap.dedent(code), *map(str,args)], cwd=ROOT, timeout=timeout, text=True,
-                       errors='replace', stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS':'1', **env})
-    if check: assert r.returncode==0, f'exit {r.returncode}\n{r.stdout[-2000:]}\n{r.stderr[-4000:]}'
-    return r
+Ended = namedtuple('Ended', 'value error signal peak') # what a function returned, its error, the signal that killed it, MiB it took
+
+def child(fn, *args, mb=None, fsize=None, after=None, timeout=120):
+    """Run `fn(*args)` in a process of its own (a fork): at most `mb` MiB more of addresses, files of at most `fsize` bytes,
+    SIGKILL `after` so many seconds, SIGALRM after `timeout`"""
+    r,w = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            signal.alarm(timeout)
+            Path('/proc/self/clear_refs').write_text('5') # forget the parent's peak
+            for what,n in ((resource.RLIMIT_AS, mb and mb+_status('VmSize')<<20), (resource.RLIMIT_FSIZE, fsize)):
+                if n: resource.setrlimit(what, (n,n))
+            start,value,error = _status('VmRSS'),None,None
+            try: value = fn(*args)
+            except BaseException as e: error = type(e).__name__,str(e),traceback.format_exc()
+            with open(w,'wb') as f: pickle.dump((value,error,_status('VmHWM')-start), f)
+        finally: os._exit(0)
+    os.close(w)
+    if after is not None: time.sleep(after); os.kill(pid, signal.SIGKILL)
+    with open(r,'rb') as f: said = f.read()
+    end = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    value,error,peak = pickle.loads(said) if said else (None,None,None)
+    return Ended(value, error, -end if end<0 else None, peak)
+
+def survives(*args, **kwargs):
+    "`child`, which must come to its end without an error; returns value and peak memory"
+    e = child(*args, **kwargs)
+    assert e.signal is None, f'killed by {signal.Signals(e.signal).name}'
+    assert e.error is None, e.error[2]
+    return e.value,e.peak
 
 @pytest.fixture(scope='session')
 def toys():

@@ -122,7 +122,8 @@ def test_parquet(jets, step, data):
     assume(x.dtype!=np.float16 or not large)
     with folder() as d, steps_of(step):
         pq.write_table(pa.table(dict(X_jets=col, y=pa.array(y.astype(float)), pt=pa.array(np.arange(len(x))+.5))), d/'x.parquet', row_group_size=group,
-                       compression=data.draw(st.sampled_from(['none','snappy','zstd'])))
+                       compression=data.draw(st.sampled_from(['none','snappy','zstd'])), data_page_version=data.draw(st.sampled_from(['1.0','2.0'])),
+                       data_page_size=data.draw(st.sampled_from([64,2**20])), write_batch_size=16)
         s = pack(d/'x.parquet', d/'x.jets.h5', channels=names(x), towers=up, progress=False)
         same(s, x)
         np.testing.assert_array_equal(s.columns['y'], y)
