@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'Clouds', 'VERSION', 'NEW_H5', 'MAX_CHUNK', 'JetbookError', 'DataError', 'StoreError',
            'ConfigError', 'MissingExtra', 'require', 'JetStore', 'Buffer', 'show_jet', 'toy_jets', 'atomic_path',
-           'write_header', 'open_h5', 'h5_attr', 'h5_dataset', 'sample']
+           'new_h5', 'write_header', 'open_h5', 'h5_attr', 'h5_dataset', 'sample']
 
 # %% ../nbs/00_data.ipynb #4c245c10
-import errno,hashlib,importlib,json,math,os,shutil,warnings,zlib
+import errno,hashlib,importlib,io,json,math,os,shutil,warnings,zlib
 from collections import namedtuple
 from contextlib import contextmanager
 from functools import partial
@@ -450,9 +450,55 @@ def atomic_path(
         raise DataError(f'No room to write {path.name}', found=str(e), do=f'free space on {path.parent} or write elsewhere; {path.name} was not touched') from e
     finally: part.unlink(missing_ok=True)
 
+# %% ../nbs/00_data.ipynb #65d91081
+class _Disk(io.RawIOBase):
+    "A file for HDF5 to write to; the first `error` is kept, and what is written after it is lost"
+    def __init__(self, path): self.f,self.pos,self.size,self.error = open(path,'w+b',buffering=0),0,0,None
+    def seek(self, offset, whence=0): self.pos = offset + (0,self.pos,self.size)[whence]; return self.pos
+    def tell(self): return self.pos
+    def flush(self): pass
+    def _try(self, fn):
+        if self.error is None:
+            try: fn()
+            except OSError as e: self.error = e
+
+    def write(self, data):
+        def _write():
+            self.f.seek(self.pos)
+            rest = memoryview(data).cast('B')
+            while len(rest): rest = rest[self.f.write(rest):]
+        self._try(_write)
+        self.pos += len(data); self.size = max(self.size, self.pos)
+        return len(data)
+
+    def readinto(self, data): # HDF5 reads back what it has written; zeros for what was lost
+        self.f.seek(self.pos); n = self.f.readinto(data) or 0
+        data[n:] = bytes(len(data)-n); self.pos += len(data)
+        return len(data)
+
+    def truncate(self, size=None):
+        self.size = self.pos if size is None else size
+        self._try(lambda: self.f.truncate(self.size))
+        return self.size
+
+# %% ../nbs/00_data.ipynb #9d3b028d
+@contextmanager
+def new_h5(
+    path:str|Path, # the file wanted in the end
+    part:Path=None, # the temporary name; default: a hidden one beside `path`
+    **kwargs, # passed to h5py.File
+): # yields the h5py.File
+    "Create an HDF5 file as `atomic_path` does; without room for it, a `DataError` and no crash"
+    with atomic_path(path, part) as part:
+        disk = _Disk(part)
+        try:
+            with h5py.File(disk, 'w', **kwargs) as f: yield f
+            if disk.error: raise disk.error
+        finally: disk.f.close()
+
 # %% ../nbs/00_data.ipynb #2ff67e77
 VERSION = 1
-NEW_H5 = dict(mode='w', libver=('v110','v110'), alignment_threshold=1, alignment_interval=64) # how a store is created
+NEW_H5 = dict(libver=('v110','v110'), alignment_threshold=1, alignment_interval=64) # how a store is created
 
 @patch
 def save(self:JetStore,
@@ -461,7 +507,7 @@ def save(self:JetStore,
 ): # Path
     "Write the store to `path`, atomically"
     s = self.to('cpu')
-    with atomic_path(path) as part, h5py.File(part, **NEW_H5) as f:
+    with new_h5(path, **NEW_H5) as f:
         write_header(f, s.height, s.width, s.channels, s.source, s.layout)
         for k,(o,p,v) in s.entries.items():
             with np.errstate(over='ignore'): v = np.asarray(v, value_dtype)

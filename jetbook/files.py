@@ -13,8 +13,8 @@ import h5py, numpy as np
 from fastcore.basics import patch
 from numba import njit
 from tqdm.auto import tqdm
-from .data import (LAYOUTS,ConfigError,DataError,JetStore,JetbookError,MAX_CHUNK,NEW_H5,StoreError,_check_columns,atomic_path,
-                          h5_attr,h5_dataset,open_h5,require,write_header)
+from .data import (LAYOUTS,ConfigError,DataError,JetStore,JetbookError,MAX_CHUNK,NEW_H5,StoreError,_check_columns,h5_attr,
+                          h5_dataset,new_h5,open_h5,require,write_header)
 
 # %% ../nbs/00e_files.ipynb #1b820869
 @njit(nogil=True, cache=True)
@@ -407,7 +407,8 @@ class _Spool:
         return [np.memmap(self.path(c,k),t,'r') if self.path(c,k).stat().st_size else np.empty(0,t) for k,t in (('count',np.int64),('pixel',np.uint16),('value',np.uint32))]
 
     def close(self):
-        for f in (*self.files.values(), self.lock): f.close()
+        for f in (*self.files.values(), self.lock):
+            with contextlib.suppress(OSError): f.close() # a full disk again; what counts was committed
 
 # %% ../nbs/00e_files.ipynb #52ff7e1d
 @patch
@@ -525,7 +526,7 @@ def _append(spool, c, W, counts, pixel, bits):
 def _assemble(src, spool, dest, value_dtype):
     "The store file from the finished spool, copied in bounded pieces"
     H,W,C = src.shape
-    with atomic_path(dest, spool.folder/'store.h5') as part, h5py.File(part, **NEW_H5) as f:
+    with new_h5(dest, spool.folder/'store.h5', **NEW_H5) as f:
         write_header(f, H, W, src.channels, src.name, src.layout)
         for c,k in enumerate(src.channels):
             count,pixel,bits = spool.read(c)
@@ -613,7 +614,7 @@ def to_dense(self:JetStore,
     lay,idx = LAYOUTS[self.layout],self._index(idx)
     one = self.layout=='lagan'
     shape,buf = (len(idx),self.height,self.width)+(() if one else (len(self.channels),)),self.buffer(256)
-    with atomic_path(path) as part, h5py.File(part,'w') as f:
+    with new_h5(path) as f:
         d = f.create_dataset(lay.image or 'X_jets', shape, np.float32, chunks=chunks, compression=compression)
         for lo in tqdm(range(0,len(idx),256), desc='to_dense', disable=not progress):
             x = self.images(idx[lo:lo+256], out=buf).numpy()

@@ -1,5 +1,5 @@
 "What several test files share: settings of hypothesis, small files to spoil, and a process of one's own with limits"
-import os, pickle, resource, signal, time, traceback
+import os, pickle, resource, signal, traceback
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,9 +15,9 @@ def _status(key): return next(int(l.split()[1])>>10 for l in open('/proc/self/st
 
 Ended = namedtuple('Ended', 'value error signal peak') # what a function returned, its error, the signal that killed it, MiB it took
 
-def child(fn, *args, mb=None, fsize=None, after=None, timeout=120):
-    """Run `fn(*args)` in a process of its own (a fork): at most `mb` MiB more of addresses, files of at most `fsize` bytes,
-    SIGKILL `after` so many seconds, SIGALRM after `timeout`"""
+def child(fn, *args, mb=None, fsize=None, meanwhile=None, timeout=120, **kwargs):
+    """Run `fn(*args, **kwargs)` in a process of its own (a fork) with at most `mb` MiB more of addresses and files of at most
+    `fsize` bytes, and `meanwhile(pid)` here; SIGALRM after `timeout` seconds"""
     r,w = os.pipe()
     if not (pid := os.fork()):
         try:
@@ -26,12 +26,14 @@ def child(fn, *args, mb=None, fsize=None, after=None, timeout=120):
             for what,n in ((resource.RLIMIT_AS, mb and mb+_status('VmSize')<<20), (resource.RLIMIT_FSIZE, fsize)):
                 if n: resource.setrlimit(what, (n,n))
             start,value,error = _status('VmRSS'),None,None
-            try: value = fn(*args)
+            try: value = fn(*args, **kwargs)
             except BaseException as e: error = type(e).__name__,str(e),traceback.format_exc()
             with open(w,'wb') as f: pickle.dump((value,error,_status('VmHWM')-start), f)
         finally: os._exit(0)
     os.close(w)
-    if after is not None: time.sleep(after); os.kill(pid, signal.SIGKILL)
+    try:
+        if meanwhile: meanwhile(pid)
+    except BaseException: os.kill(pid, signal.SIGKILL); raise
     with open(r,'rb') as f: said = f.read()
     end = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     value,error,peak = pickle.loads(said) if said else (None,None,None)
