@@ -155,19 +155,29 @@ def label(self:JetStore,
 
 # %% ../nbs/00_data.ipynb #2402f657
 @njit(nogil=True, cache=True)
-def _paint(out, c, idx, offsets, pixel, value, up, on):
-    "Write (`on`) or clear the entries of jets `idx` in channel `c` of the batch `out` (B, C, H, W)"
-    gw = out.shape[3]//up
-    for b in range(len(idx)):
-        img = out[b,c]
-        for k in range(offsets[idx[b]], offsets[idx[b]+1]):
-            r = np.int64(pixel[k])//gw
-            q = np.int64(pixel[k]) - r*gw
+def _set(img, W, lo, hi, pixel, value, up, on):
+    "Light (`on`) or clear the entries `lo:hi` in the flat image `img` (H*W,)"
+    if up==1:
+        for k in range(lo, hi): img[pixel[k]] = value[k] if on else np.float32(0)
+    else:
+        gw = np.uint32(W//up)
+        for k in range(lo, hi):
+            r = np.uint32(pixel[k])//gw
+            first = np.uint64((r*W + pixel[k]-r*gw)*up)
             v = value[k] if on else np.float32(0)
-            if up==1: img[r,q] = v
+            if up==5: # a constant the compiler can unroll
+                for i in range(5):
+                    for j in range(5): img[first + np.uint64(i*W+j)] = v
             else:
-                for i in range(r*up, r*up+up):
-                    for j in range(q*up, q*up+up): img[i,j] = v
+                for i in range(up):
+                    for j in range(up): img[first + np.uint64(i*W+j)] = v
+
+@njit(nogil=True, cache=True)
+def _repaint(out, c, W, idx0, o0, p0, v0, up0, idx, o, p, v, up):
+    "In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0` and light those of `idx`"
+    for b in range(max(len(idx0), len(idx))):
+        if b < len(idx0): _set(out[b,c], W, o0[idx0[b]], o0[idx0[b]+1], p0, v0, up0, False)
+        if b < len(idx): _set(out[b,c], W, o[idx[b]], o[idx[b]+1], p, v, up, True)
 
 # %% ../nbs/00_data.ipynb #dece95ca
 class Buffer:
@@ -192,15 +202,14 @@ class Buffer:
         idx,size = store._index(idx),(len(store.channels),store.height,store.width)
         if self.array.shape[1:]!=size or len(self.array) < len(idx):
             raise DataError('The buffer does not fit', found=self.array.shape, expected=(len(idx),*size), do='make it with store.buffer(bs)')
-        if self.dirty: self.array[:] = 0
-        elif self.lit is not None: self._paint(*self.lit, False)
-        self.dirty,self.lit = True,(store.entries,store.upsample,idx)
-        self._paint(*self.lit, True)
+        if self.dirty: self.array[:],self.lit = 0,None
+        new = [(idx,*e,store.upsample[k]) for k,e in store.entries.items()]
+        old = self.lit or [(idx[:0],*e) for _,*e in new]
+        flat = self.array.reshape(*self.array.shape[:2], store.height*store.width)
+        self.dirty,self.lit = True,new
+        for c,(a,b) in enumerate(zip(old, new)): _repaint(flat, c, store.width, *a, *b)
         self.dirty = False
         return self.tensor[:len(idx)]
-
-    def _paint(self, entries, upsample, idx, on):
-        for c,(k,(o,p,v)) in enumerate(entries.items()): _paint(self.array, c, idx, o, p, v, upsample[k], on)
 
 # %% ../nbs/00_data.ipynb #58911fbd
 def _ragged(offsets, idx):

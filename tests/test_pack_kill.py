@@ -44,6 +44,11 @@ def lines_run(fn, *args, kill=None):
     finally: sys.settrace(None)
     return count
 
+def done(dest):
+    "Number of jets that the record beside `dest` vouches for"
+    try: return json.loads((dest.with_name(dest.name+'.part')/'progress.jsonl').read_text().rsplit('\n',2)[-2])['done']
+    except (OSError,IndexError): return None
+
 def finish(source, dest, want):
     "What a killed run left is never a broken store; another run ends with the bytes of an unbroken one and clears up"
     if dest.exists(): assert dest.read_bytes()==want
@@ -58,14 +63,14 @@ def out(tmp_path):
     with tempfile.TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else tmp_path) as d: yield Path(d)/'late.jets.h5'
 
 def test_killed_at_any_line(late_file, out):
-    want,done = unbroken(late_file),set()
+    want,seen = unbroken(late_file),set()
     total,_ = survives(lines_run, quietly, late_file, out)
     for k in range(1, total, max(total//70, 1)):
         for p in (out.with_name(out.name+'.part'), out.parent): [q.unlink() for q in p.glob('*') if q.is_file()]
         assert child(lambda: lines_run(quietly, late_file, out, kill=k)).signal==signal.SIGKILL
-        if (rec := out.with_name(out.name+'.part')/'progress.json').exists(): done.add(json.loads(rec.read_text())['done'])
+        seen.add(done(out))
         finish(late_file, out, want)
-    assert len(done) > 4 # kills before, between and after the chunks
+    assert len(seen) > 5 # kills before, between and after the chunks
 
 def test_killed_again_and_again(late_file, out):
     want,rng,kills = unbroken(late_file),np.random.default_rng(1),0
@@ -83,10 +88,8 @@ def test_killed_at_any_moment(tmp_path, monkeypatch):
     want,seen = unbroken(dense),[]
     for stop in (1,150,300,450):
         def _kill(pid):
-            while not dest.exists():
-                try: seen.append(json.loads((dest.with_name(dest.name+'.part')/'progress.json').read_text())['done'])
-                except (OSError,ValueError): continue
-                if seen[-1] >= stop: break
+            while (n := done(dest) or 0) < stop and not dest.exists(): seen.append(n)
+            seen.append(n)
             time.sleep(rng.random()*.005); os.kill(pid, signal.SIGKILL)
         assert child(quietly, dense, dest, meanwhile=_kill).signal==signal.SIGKILL
     assert seen==sorted(seen) and len(set(seen)) > 4 # each run went on where the one before was
@@ -130,14 +133,14 @@ def test_full_disk(small_disk, tmp_path, monkeypatch):
     assert len(want) > 2**19
     said = refused_for_room(dense, dest)
     assert said and 'run again' in said and not dest.exists()
-    done = json.loads((small_disk/'dense.jets.h5.part'/'progress.json').read_text())['done']
-    assert 0 < done < 900
+    n = done(dest)
+    assert 0 < n < 900
     subprocess.run(['mount','-o','remount,size=4m',small_disk], check=True)
     first = []
     src = files.open_source(dense); read = src.read
     src.read = lambda lo,hi: first.append(lo) or read(lo,hi)
     quietly(src, dest)
-    assert first[0]==done and dest.read_bytes()==want
+    assert first[0]==n and dest.read_bytes()==want
 
 def test_full_disk_while_saving(small_disk):
     toys = toy_jets(900)
@@ -158,7 +161,7 @@ def half(source, dest, **kwargs):
         files._Spool.commit = _commit
         quietly(source, dest, **kwargs)
     assert child(_fn).signal==signal.SIGKILL
-    assert json.loads((dest.with_name(dest.name+'.part')/'progress.json').read_text())['done']==24
+    assert done(dest)==24
 
 def begins(source, dest, **kwargs):
     "Number of the first jet the next run reads"
@@ -192,8 +195,8 @@ def test_begins_again_after_a_power_loss(late_file, out, spoil):
     half(late_file, out)
     if spoil=='short': os.truncate(part/'0.1.pixel', (part/'0.1.pixel').stat().st_size-2)
     if spoil=='gone': (part/'2.5.value').unlink()
-    if spoil=='record': (part/'progress.json').write_text('{"key": ')
-    if spoil=='no record': (part/'progress.json').unlink()
+    if spoil=='record': (part/'progress.jsonl').write_text('{"key": ')
+    if spoil=='no record': (part/'progress.jsonl').unlink()
     assert begins(late_file, out)==0 and out.read_bytes()==want
 
 def test_two_at_once(late_file, out):
@@ -204,7 +207,7 @@ def test_two_at_once(late_file, out):
         src.read = lambda lo,hi: time.sleep(.2) or read(lo,hi)
         quietly(src, out)
     def _second(pid):
-        while not (out.with_name(out.name+'.part')/'progress.json').exists(): time.sleep(.01)
+        while done(out) is None: time.sleep(.01)
         for source in (late_file, np.zeros((3,5,5,1),'f4')):
             with pytest.raises(DataError, match='another process'): quietly(source, out)
     e = child(_slow, meanwhile=_second)
