@@ -1,0 +1,150 @@
+"The command as a process: its help, exit status, what goes to which stream, and whole chains of verbs"
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from jetbook.cli import VERBS
+
+COMMAND = [str(Path(sys.executable).parent/'jetbook')]
+MODULE = [sys.executable, '-m', 'jetbook.cli']
+ENV = {**os.environ, 'OMP_NUM_THREADS':'1', 'COLUMNS':'100'}
+
+def jetbook(*args, status=0, cwd=None, cmd=COMMAND):
+    "Run the command to its end; its exit status must be `status`, and no traceback may show unless asked for"
+    r = subprocess.run([*cmd, *map(str,args)], cwd=cwd, env=ENV, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400)
+    assert r.returncode==status, f'exit {r.returncode}\n{r.stdout[-3000:]}\n{r.stderr[-3000:]}'
+    assert ('Traceback' in r.stderr) == ('--debug' in args), r.stderr
+    return r
+
+def start(*args, **kwargs): return subprocess.Popen([*COMMAND, *map(str,args)], env=ENV, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+@pytest.mark.parametrize('verb', VERBS)
+def test_help_of(verb):
+    r = jetbook(verb, '--help')
+    assert r.stdout.startswith(f'usage: jetbook {verb} ') and r.stderr==''
+    assert f'jetbook {verb} ' in r.stdout.split('example:')[1]  # each shows itself at work
+    options = re.findall(r'^  (-\S|--\S+|[A-Z]+\b)', r.stdout, re.M)
+    assert '--debug' in r.stdout and options
+
+def test_help_is_an_overview_of_all_verbs():
+    text = jetbook('--help').stdout
+    for name in VERBS: assert re.search(rf'^  {name} ', text, re.M), name
+    assert max(map(len, text.splitlines())) <= 100
+    assert 'exit status' in text
+
+def test_examples_in_the_help_are_valid():
+    "Each example parses, as a shell would split it"
+    import shlex
+    from jetbook.cli import _EPILOG, parser
+    lines = [l for t in (_EPILOG.split('\n\n')[0], *(v['example'] for v in VERBS.values())) for l in t.splitlines() if l.startswith('  jetbook')]
+    assert len(lines) > len(VERBS)
+    for l in lines: parser().parse_args(shlex.split(re.split(r'\s{3,}', l.strip())[0])[1:])
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, jetbook.cli as c; c.parser().format_help(); print(*sorted({'torch','fastai','numpy','pandas','h5py','matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()==''
+
+@pytest.mark.parametrize('cmd', [COMMAND, MODULE])
+def test_version(cmd):
+    import jetbook as lib
+    assert jetbook('--version', cmd=cmd).stdout.strip()==f'jetbook {lib.__version__}'
+
+@pytest.mark.parametrize('line', ['', 'paint', 'info', 'pack a.h5', 'simulate qg -o a.h5', 'train conv_ae a.h5 -o r --epochs many', 'evaluate r --part future', 'info f --jason'])
+def test_wrong_usage(line):
+    r = jetbook(*line.split(), status=2)
+    assert r.stdout=='' and r.stderr.startswith('usage: jetbook')
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Toy jets, packed and dense, and images to train on that are small"
+    from jetbook.data import toy_jets
+    import jetbook.files
+    d = tmp_path_factory.mktemp('cli')
+    toy_jets(40).to_dense(d/'toy.h5')
+    toy_jets(80, 'wqcd').save(d/'w.jets.h5')
+    return d
+
+def test_error_says_what_to_do(folder):
+    r = jetbook('info', 'nothing.h5', status=1, cwd=folder)
+    assert r.stdout=='' and r.stderr.splitlines()==['jetbook: No such file', '  Found: nothing.h5', '  Do: check the name and the folder']
+    assert 'DataError' in jetbook('info', 'nothing.h5', '--debug', status=1, cwd=folder).stderr
+
+def test_other_people_s_errors_are_short_too(folder):
+    (folder/'locked').mkdir(exist_ok=True)
+    r = jetbook('verify', 'locked', status=1, cwd=folder)
+    assert 'locked' in r.stderr and r.stdout==''
+    (folder/'text.h5').write_text('these are no jets')
+    assert 'HDF5' in jetbook('info', 'text.h5', status=1, cwd=folder).stderr
+
+def test_pack_info_verify_and_back(folder):
+    r = jetbook('pack', 'toy.h5', '-o', 'a.jets.h5', cwd=folder)
+    assert 'a.jets.h5: 40 jets' in r.stdout and '%' not in r.stdout and '100%' in r.stderr    # the bar is not among the results
+    i = json.loads(jetbook('info', 'a.jets.h5', '--json', cwd=folder).stdout)
+    assert i['jets']==40 and i['shape']==[125,125,3] and list(i['channels'])==['Tracks','ECAL','HCAL'] and i['channels']['HCAL']['upsample']==5
+    dense = jetbook('info', 'toy.h5', cwd=folder)
+    assert 'layout     cms' in dense.stdout and re.search(r'^HCAL +25x25 +5 ', dense.stdout, re.M)
+    assert 'bit for bit' in jetbook('verify', 'a.jets.h5', 'toy.h5', '-q', cwd=folder).stdout
+    assert 'is there already' in jetbook('pack', 'toy.h5', '-o', 'a.jets.h5', status=1, cwd=folder).stderr
+    r = jetbook('export-dense', 'a.jets.h5', '-o', 'b.h5', '-q', cwd=folder)
+    assert r.stderr==''
+    assert json.loads(jetbook('verify', 'a.jets.h5', 'b.h5', '--json', '-q', cwd=folder).stdout)==dict(jets=40, compared=40, identical=True)
+
+def test_verify_finds_one_wrong_bit(folder):
+    import h5py
+    jetbook('pack', 'toy.h5', '-q', '-o', 'c.jets.h5', cwd=folder)
+    with h5py.File(folder/'c.jets.h5','r+') as f: f['ECAL/value'].write_direct((f['ECAL/value'][:].view('uint32') ^ 1).view('float32'))
+    assert 'differs from its source' in jetbook('verify', 'c.jets.h5', 'toy.h5', '-q', status=1, cwd=folder).stderr
+
+def test_train_evaluate_compare(folder):
+    first = jetbook('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/a', '--epochs', 2, '--lr', '1e-3', '--set', 'bs=16', cwd=folder)
+    assert 'runs/a: 2 epochs' in first.stdout and 'train conv_ae: 100%' in first.stderr
+    config = json.loads((folder/'runs/a/config.json').read_text())
+    assert (config['settings']['bs'], config['epochs'], config['lr_max'])==(16,2,1e-3)
+    jetbook('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/b', '--epochs', 1, '--seed', 3, '-q', cwd=folder)
+    a = json.loads(jetbook('evaluate', 'runs/a', 'w.jets.h5', '--json', cwd=folder).stdout)
+    assert a['n']==12 and 0 < a['mse'] < 1
+    assert re.search(r'^mse +0\.', jetbook('evaluate', 'runs/b', 'w.jets.h5', cwd=folder).stdout, re.M)
+    again = jetbook('evaluate', 'runs/a', 'w.jets.h5', '--json', cwd=folder)
+    assert json.loads(again.stdout)==a and again.stderr.startswith('jetbook: warning: a: this is reading 2')
+    t = json.loads(jetbook('compare', 'runs/a', 'runs/b', '--json', '--plot', 'ab.png', cwd=folder).stdout)
+    assert list(t)==['a','b'] and t['b']['seed']==3 and t['a']['mse']==a['mse']
+    assert (folder/'ab.png').read_bytes()[:4]==b'\x89PNG'
+
+def test_interrupted(folder):
+    p = start('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/long', '--epochs', 5000, '-q', cwd=folder)
+    until = time.time()+200
+    while not (folder/'runs/long/history.csv').exists() and p.poll() is None and time.time() < until: time.sleep(.1)
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=100)
+    assert p.returncode==130 and 'jetbook: interrupted' in err and 'Traceback' not in err, err
+
+def test_reader_that_goes_away(folder):
+    "`jetbook recipes | true`: no complaint"
+    p = start('info', 'toy.h5', cwd=folder)
+    p.stdout.close()
+    err = p.stderr.read()
+    p.wait(timeout=100)
+    assert err==''
+
+def test_simulate(folder):
+    pytest.importorskip('pythia8mc')
+    jetbook('simulate', 'qg', '-n', 4, '--seed', 1, '--workers', 1, '-o', 's.jets.h5', '-q', cwd=folder)
+    i = json.loads(jetbook('info', 's.jets.h5', '--json', cwd=folder).stdout)
+    assert i['jets']==4 and 'Pythia 8' in i['source'] and i['columns']['y']['mean']==.5
+
+def test_demo(tmp_path):
+    r = jetbook('demo', '-o', 'out', '--jets', 200, '--epochs', 1, cwd=tmp_path)
+    assert re.search(r'^HCAL, all black ', r.stdout, re.M) and r.stdout.strip().endswith('out/report.html')
+    page = (tmp_path/'out/report.html').read_text(encoding='utf-8')
+    assert 'simulated with Pythia 8 and a parametrised detector' in page
+    assert page.count('<figure>')==5 and page.count('data:image/png;base64,')==10     # means, losses, three galleries; for light and for dark
+    assert page.count('<figure>')==len(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
+    assert not re.search(r'(src|srcset|href)="(?!data:image/png|#)', page)           # nothing from elsewhere
+    assert not re.search(r'/(tmp|home|root|Users)/', page) and str(tmp_path) not in page
+    for name in ('jets.h5','jets.jets.h5','runs/Tracks/model.safetensors'): assert (tmp_path/'out'/name).exists()
+
+def test_demo_leaves_other_people_s_folders_alone(tmp_path):
+    (tmp_path/'thesis.tex').write_text('x')
+    assert 'thesis.tex' in jetbook('demo', '-o', tmp_path, status=1).stderr
+    assert [p.name for p in tmp_path.iterdir()]==['thesis.tex']
