@@ -228,6 +228,7 @@ def _arrow_errors(name):
     except JetbookError: raise
     except Exception as e: raise DataError(f'{name} is damaged or not a parquet file', found=f'{type(e).__name__}: {e}'[:300], do='check that the download is complete') from e
 
+# %% ../nbs/00e_files.ipynb #53770e77
 def _thrift(b, i=0):
     "The struct at `b[i:]` in thrift's compact form: its integers and structs by field number, and where it ends"
     def _int():
@@ -259,6 +260,7 @@ def _page_numbers(file, col):
         pos += size+head[3]
     return total
 
+# %% ../nbs/00e_files.ipynb #b2133124
 def _numbers_a_jet(f, image, path, channels):
     "Numbers in one jet of the parquet file `f`, checked before anything is unpacked"
     md,per,size = f.metadata,set(),path.stat().st_size
@@ -384,6 +386,7 @@ def _lock(path):
     except BlockingIOError: f.close(); raise DataError(f'{path.parent.name} is in use', found='another process packs into it', do='wait for it, or write elsewhere') from None
     return f
 
+# %% ../nbs/00e_files.ipynb #52ff7e1d
 class _Spool:
     "Growing files of packed entries beside the destination; `commit` makes what was appended durable"
     def __init__(self, folder, names, key):
@@ -431,9 +434,9 @@ class _Spool:
         for f in (*self.files.values(), self.log, self.lock):
             with contextlib.suppress(OSError): f.close() # a full disk again; what counts was committed
 
-# %% ../nbs/00e_files.ipynb #52ff7e1d
+# %% ../nbs/00e_files.ipynb #21c834c0
 @patch
-def expand(self:_Spool, c, W, step=4096):
+def _expand(self:_Spool, c, W, step=4096):
     "Rewrite channel `c` at pixel granularity"
     name,(count,pixel,bits) = self.names[c],self.read(c)
     up,total,at = self.state['up'][name],0,0
@@ -541,7 +544,7 @@ def _append(spool, c, W, counts, pixel, bits):
         p,b,new = pixel.copy(),bits.copy(),np.empty(len(counts),np.int64)
         m = _to_towers(counts, p, b, W, up, new)
         if m>=0: return spool.append(c, new, p[:m], b[:m])
-        spool.expand(c, W)
+        spool._expand(c, W)
     spool.append(c, counts, pixel, bits)
 
 # %% ../nbs/00e_files.ipynb #f3b45708
