@@ -88,6 +88,7 @@ def main(
     "Run a command line"
     a = parser().parse_args(argv)
     os.environ.setdefault('MPLBACKEND', 'agg')
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait must not spin: on a busy machine that costs most of the time
     try:
         with _plain_warnings(): a.func(a)
         sys.stdout.flush()
