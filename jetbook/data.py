@@ -173,11 +173,22 @@ def _set(img, W, lo, hi, pixel, value, up, on):
                     for j in range(up): img[first + np.uint64(i*W+j)] = v
 
 @njit(nogil=True, cache=True)
+def _fetch(idx, o, p, v):
+    "Touch the entries of jets `idx`: they lie anywhere in memory, and this asks for many of them at once"
+    acc = np.float32(0)
+    for j in idx:
+        for k in range(o[j], o[j+1], 16): acc += v[k] + np.float32(p[k])
+    return acc
+
+@njit(nogil=True, cache=True)
 def _repaint(out, c, W, idx0, o0, p0, v0, up0, idx, o, p, v, up):
     "In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0` and light those of `idx`"
+    acc = np.float32(0)
     for b in range(max(len(idx0), len(idx))):
+        if b%8==0: acc += _fetch(idx[b:b+8], o, p, v)
         if b < len(idx0): _set(out[b,c], W, o0[idx0[b]], o0[idx0[b]+1], p0, v0, up0, False)
         if b < len(idx): _set(out[b,c], W, o[idx[b]], o[idx[b]+1], p, v, up, True)
+    return acc # or the compiler would leave `_fetch` out
 
 # %% ../nbs/00_data.ipynb #dece95ca
 class Buffer:

@@ -122,13 +122,14 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 th, td { padding: .5rem .9rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top }
 tbody tr:last-child > * { border-bottom: 0 }
 thead th { color: var(--soft); font-weight: 600; font-size: .82rem }
-th[scope=row] { font-weight: 600; white-space: nowrap }
+th[scope=row] { font-weight: 600; white-space: nowrap; position: sticky; left: 0; background: var(--card) }
 .num { text-align: right; white-space: nowrap }
 figure { margin: 1rem 0; padding: .75rem; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); overflow-x: auto }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto }
+figure img { display: block; max-width: max(100%, 26rem); height: auto; margin: 0 auto }
 code, pre { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--code); border-radius: .35rem }
 code { padding: .1rem .3rem; overflow-wrap: anywhere } pre { padding: .7rem .9rem; overflow-x: auto; margin: .25rem 0 1rem } pre code { padding: 0; overflow-wrap: normal }
 details { margin: .5rem 0 1rem } summary { color: var(--soft); font-size: .82rem; cursor: pointer }
+@media (max-width: 40rem) { th, td { padding: .45rem .6rem } th[scope=row] { white-space: normal } }
 footer { color: var(--soft); font-size: .85rem; margin-top: 3rem; padding-block: 1rem 3rem; border-top: 1px solid var(--line) }
 """
 

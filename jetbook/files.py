@@ -175,7 +175,8 @@ def h5_source(
         if step and step*jet > MAX_CHUNK:
             raise DataError(f'{key} has chunks of too many jets', found=f'{step:,} jets', expected=f'at most {MAX_CHUNK:,} bytes to read one jet', do='rewrite the file with smaller chunks (h5repack)')
         off = ds.id.get_offset() if ds.chunks is None and n else None
-        one,buf = ds.shape[1:],np.empty(0,ds.dtype)
+        said = h5_attr(f,'source') if isinstance(h5_attr(f,'source'), str) else '' # what `to_dense` left
+        one,buf,raw = ds.shape[1:],np.empty(0,ds.dtype),open(path,'rb') if off is not None else None
         if step: step *= max(STEP_BYTES//(step*jet or 1), 1)
     def read(lo, hi):
         nonlocal buf
@@ -183,10 +184,11 @@ def h5_source(
             with open_h5(path) as f: return turn(f[key][lo:hi])
         n = (hi-lo)*math.prod(one)
         if len(buf) < n: buf = np.empty(n, buf.dtype) # used again and again: fresh memory costs more than what is read into it
-        with open(path,'rb') as f: f.seek(off+lo*jet); got = f.readinto(buf[:n].view(np.uint8))
-        if got < n*buf.itemsize: raise DataError(f'{path.name} has become shorter', found=f'{path.stat().st_size:,} bytes', do='run again when it is complete')
+        raw.seek(off+lo*jet)
+        if raw.readinto(buf[:n].view(np.uint8)) < n*buf.itemsize: raise DataError(f'{path.name} has become shorter', found=f'{os.fstat(raw.fileno()).st_size:,} bytes', do='run again when it is complete')
         return turn(buf[:n].reshape(hi-lo,*one))
-    return Source(read, n, shape, layout, cols, path.name if image is None else f'{path.name}:{image}', step, channels, [path])
+    name = (path.name if image is None else f'{path.name}:{image}') + (f' ({said[:200]})' if said else '')
+    return Source(read, n, shape, layout, cols, name, step, channels, [path])
 
 # %% ../nbs/00e_files.ipynb #819b9757
 def join_sources(
@@ -645,5 +647,5 @@ def to_dense(self:JetStore,
             x = self.images(idx[lo:lo+256], out=buf).numpy()
             d[lo:lo+len(x)] = x[:,0] if one else x.transpose(0,2,3,1)
         for k,v in self.columns.items(): f.create_dataset(k, data=v[idx])
-        f.attrs['source'] = self.source
+        f.attrs['source'] = np.bytes_(self.source.encode())
     return Path(path)

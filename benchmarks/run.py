@@ -1,0 +1,42 @@
+"""All timed comparisons, one after the other -> benchmarks/RESULTS.md
+
+    python benchmarks/run.py                all
+    python benchmarks/run.py --only b2      one of them, printed
+    python benchmarks/run.py --quick        small files, few rounds, printed: to see that they run
+
+Some minutes and 4 GB of temporary files (in $TMPDIR); no other work on the machine meanwhile.
+"""
+import argparse, importlib, sys, tempfile, time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from timing import machine, versions
+
+HEAD = """# Results
+
+Written by `make bench`. {machine}; {versions}. Each way is run in turn with the others, in one process and one thread;
+a figure is the median of the rounds, a ratio the median of the rounds' ratios. README.md says what is compared, and why.
+"""
+
+def main():
+    names = sorted(p.stem for p in HERE.glob('b[0-9]_*.py'))
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--only', default='', help='b1, b2, ... with commas between; the results are printed, not written')
+    p.add_argument('--quick', action='store_true', help='small and rough; the results are printed, not written')
+    p.add_argument('--tmp', help='folder for temporary files')
+    a = p.parse_args()
+    only = a.only.split(',') if a.only else [n[:2] for n in names]
+    if bad := set(only)-{n[:2] for n in names}: p.error(f"no such benchmark: {', '.join(bad)}. There are: {', '.join(names)}")
+    parts = [HEAD.format(machine=machine(), versions=versions())]
+    with tempfile.TemporaryDirectory(dir=a.tmp) as tmp:
+        for n in names:
+            if n[:2] not in only: continue
+            print(f'{n} ...', file=sys.stderr, flush=True); start = time.time()
+            parts.append(importlib.import_module(n).main(tmp, a.quick))
+            print(f'{n} took {time.time()-start:.0f} s', file=sys.stderr, flush=True)
+    text = '\n'.join(p.strip()+'\n' for p in parts)
+    print(text)
+    if not a.quick and not a.only: (HERE/'RESULTS.md').write_text(text, encoding='utf-8'); print(f'written to {HERE/"RESULTS.md"}', file=sys.stderr)
+
+if __name__=='__main__': main()
