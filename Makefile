@@ -7,6 +7,8 @@ BIN  := $(VENV)/bin
 USER_STAMP := $(VENV)/.installed
 DEV_STAMP  := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+# threads that wait must not spin: that costs most of a busy machine
+export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help demo test notebooks docs bench wheel clean
