@@ -17,7 +17,13 @@ from .data import (LAYOUTS,ConfigError,DataError,JetStore,JetbookError,MAX_CHUNK
                           h5_dataset,new_h5,open_h5,require,write_header)
 
 # %% ../nbs/00e_files.ipynb #1b820869
-BLOCK = np.uint64(128) # unsigned, as a signed index would be checked for counting from the end
+BLOCK,PART = np.uint64(128),np.uint64(16) # unsigned, as a signed index would be checked for counting from the end
+
+@njit(inline='always')
+def _any(row, j, n):
+    acc = np.uint32(0)
+    for k in range(n): acc |= row[j+k]
+    return acc!=0
 
 @njit(nogil=True, cache=True)
 def _sparsify(x, C, pixel, bits, counts, pos):
@@ -28,15 +34,13 @@ def _sparsify(x, C, pixel, bits, counts, pos):
         row = x[i]
         counts[:,i] = -pos
         for j0 in range(np.uint64(0), L, BLOCK):
-            j1 = min(j0+BLOCK, L)
-            if j1-j0==BLOCK:
-                acc = np.uint32(0)
-                for k in range(BLOCK): acc |= row[j0+k]
-                if acc==0: continue
+            if j0+BLOCK <= L and not _any(row, j0, BLOCK): continue
             m = np.uint64(0)
-            for j in range(j0, j1):
-                lit[m] = j
-                m += np.uint64(row[j]!=0)
+            for j1 in range(j0, min(j0+BLOCK, L), PART):
+                if j1+PART <= L and not _any(row, j1, PART): continue
+                for j in range(j1, min(j1+PART, L)):
+                    lit[m] = j
+                    m += np.uint64(row[j]!=0)
             for k in range(m):
                 q = lit[k]//C
                 c = lit[k]-q*C
@@ -54,10 +58,11 @@ def _to_towers(counts, pixel, bits, W, up, new_counts):
         lit = np.zeros(gw, np.int64) # the band's towers: where each was put, plus one
         band = -1
         for k in range(src, src+counts[i]):
-            r,q = pixel[k]//W, pixel[k]%W
-            if r//up != band: band,lit[:] = r//up,0
-            t = q//up
-            if r%up==0 and q%up==0:
+            r = np.uint32(pixel[k])//np.uint32(W)
+            q = np.uint32(pixel[k])-r*np.uint32(W)
+            t = q//np.uint32(up)
+            if r//np.uint32(up) != band: band,lit[:] = r//np.uint32(up),0
+            if r==band*up and q==t*np.uint32(up):
                 pixel[dst],bits[dst] = band*gw+t,bits[k]
                 dst += 1
                 lit[t] = dst
@@ -176,7 +181,7 @@ def h5_source(
             raise DataError(f'{key} has chunks of too many jets', found=f'{step:,} jets', expected=f'at most {MAX_CHUNK:,} bytes to read one jet', do='rewrite the file with smaller chunks (h5repack)')
         off = ds.id.get_offset() if ds.chunks is None and n else None
         said = h5_attr(f,'source') if isinstance(h5_attr(f,'source'), str) else '' # what `to_dense` left
-        one,buf,raw = ds.shape[1:],np.empty(0,ds.dtype),open(path,'rb') if off is not None else None
+        one,buf,raw = ds.shape[1:],np.empty(0,ds.dtype),open(path,'rb',buffering=0) if off is not None else None
         if step: step *= max(STEP_BYTES//(step*jet or 1), 1)
     def read(lo, hi):
         nonlocal buf
@@ -185,7 +190,9 @@ def h5_source(
         n = (hi-lo)*math.prod(one)
         if len(buf) < n: buf = np.empty(n, buf.dtype) # used again and again: fresh memory costs more than what is read into it
         raw.seek(off+lo*jet)
-        if raw.readinto(buf[:n].view(np.uint8)) < n*buf.itemsize: raise DataError(f'{path.name} has become shorter', found=f'{os.fstat(raw.fileno()).st_size:,} bytes', do='run again when it is complete')
+        left = memoryview(buf[:n].view(np.uint8))
+        while len(left) and (got := raw.readinto(left)): left = left[got:]
+        if len(left): raise DataError(f'{path.name} has become shorter', found=f'{os.fstat(raw.fileno()).st_size:,} bytes', do='run again when it is complete')
         return turn(buf[:n].reshape(hi-lo,*one))
     name = (path.name if image is None else f'{path.name}:{image}') + (f' ({said[:200]})' if said else '')
     return Source(read, n, shape, layout, cols, name, step, channels, [path])
