@@ -1,5 +1,5 @@
 "The command as a process: its help, exit status, what goes to which stream, and whole chains of verbs"
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, shlex, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,6 @@ def test_help_is_an_overview_of_all_verbs():
 
 def test_examples_in_the_help_are_valid():
     "Each example parses, as a shell would split it"
-    import shlex
     from jetbook.cli import _EPILOG, parser
     lines = [l for t in (_EPILOG.split('\n\n')[0], *(v['example'] for v in VERBS.values())) for l in t.splitlines() if l.startswith('  jetbook')]
     assert len(lines) > len(VERBS)
@@ -84,8 +83,6 @@ def test_pack_info_verify_and_back(folder):
     assert i['jets']==40 and i['shape']==[125,125,3] and list(i['channels'])==['Tracks','ECAL','HCAL'] and i['channels']['HCAL']['upsample']==5
     dense = jetbook('info', 'toy.h5', cwd=folder)
     assert 'layout     cms' in dense.stdout and re.search(r'^HCAL +25x25 +5 ', dense.stdout, re.M)
-    assert 'bit for bit' in jetbook('verify', 'a.jets.h5', 'toy.h5', '-q', cwd=folder).stdout
-    assert 'is there already' in jetbook('pack', 'toy.h5', '-o', 'a.jets.h5', status=1, cwd=folder).stderr
     r = jetbook('export-dense', 'a.jets.h5', '-o', 'b.h5', '-q', cwd=folder)
     assert r.stderr==''
     assert json.loads(jetbook('verify', 'a.jets.h5', 'b.h5', '--json', '-q', cwd=folder).stdout)==dict(jets=40, compared=40, identical=True)
@@ -105,8 +102,6 @@ def test_train_evaluate_compare(folder):
     a = json.loads(jetbook('evaluate', 'runs/a', 'w.jets.h5', '--json', cwd=folder).stdout)
     assert a['n']==12 and 0 < a['mse'] < 1
     assert re.search(r'^mse +0\.', jetbook('evaluate', 'runs/b', 'w.jets.h5', cwd=folder).stdout, re.M)
-    again = jetbook('evaluate', 'runs/a', 'w.jets.h5', '--json', cwd=folder)
-    assert json.loads(again.stdout)==a and again.stderr.startswith('jetbook: warning: a: this is reading 2')
     t = json.loads(jetbook('compare', 'runs/a', 'runs/b', '--json', '--plot', 'ab.png', cwd=folder).stdout)
     assert list(t)==['a','b'] and t['b']['seed']==3 and t['a']['mse']==a['mse']
     assert (folder/'ab.png').read_bytes()[:4]==b'\x89PNG'
