@@ -18,7 +18,10 @@ DATA = {'data','files','transforms','loaders'}
 ROOMS = dict(data=set(), files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(),
              runs=DATA|{'losses'})
 ROOMS['conv_ae'] = DATA|{'observables','losses','runs'}
-ROOMS['vae'] = ROOMS['conv_ae']|{'conv_ae'}
+ROOMS['dense_ae'] = ROOMS['conv_ae']|{'conv_ae'}
+ROOMS['sparse_ae'] = ROOMS['conv_ae']|{'conv_ae'}
+ROOMS['compress'] = ROOMS['dense_ae']|{'dense_ae','sparse_ae'}
+ROOMS['vae'] = ROOMS['sparse_ae']|{'sparse_ae'}
 ROOMS['graphs'] = DATA
 ROOMS['gnn'] = DATA|{'graphs','losses','runs'}
 ROOMS['anomaly'] = ROOMS['vae']|{'vae'}
