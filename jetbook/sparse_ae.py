@@ -77,7 +77,7 @@ class Residual(nn.Module):
     ):
         super().__init__()
         self.body = nn.Sequential(nn.LayerNorm(width), nn.Linear(width,width), nn.GELU(), nn.Linear(width,width))
-        nn.init.zeros_(self.body[-1].weight)
+        for o in self.body[-1].parameters(): nn.init.zeros_(o)
 
     def forward(self, x): return x + self.body(x)
 
