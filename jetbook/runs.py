@@ -28,7 +28,7 @@ import fastai,fastai.callback.progress
 from . import __version__
 from .data import ConfigError,DataError,JetStore,atomic_path,toy_jets
 from .loaders import Split,jet_dls,split
-from .losses import ReconstructionMeter,classification_metrics
+from .losses import ReconstructionMeter,classification_metrics,image_pt_mass
 
 # %% ../nbs/01a_runs.ipynb #767f5dae
 @dataclass(frozen=True)
@@ -626,15 +626,22 @@ def _classify(learn, dl):
 @torch.no_grad()
 def _reconstruct(learn, dl):
     "Errors as the network sees the images, and transverse momentum and mass as they are after undoing the transforms"
-    seen,real,per_jet = ReconstructionMeter(dl.channels),ReconstructionMeter(dl.channels, None if dl.dataset.cell==1 else dl.dataset.cell),[]
+    cell = None if dl.dataset.cell==1 else dl.dataset.cell
+    seen,real,per_jet = ReconstructionMeter(dl.channels),ReconstructionMeter(dl.channels, cell),[]
     model = learn.model.to(dl.device).eval()
     for x,y in dl:
         out = model(x)
         out = next(o for o in (out if isinstance(out, (tuple,list)) else [out]) if o.shape==y.shape)
-        seen.update(out, y); real.update(*dl.decode((y,out))[::-1])
-        per_jet.append((out-y).square().flatten(1).mean(1).cpu())
+        before,after = dl.decode((y,out))
+        seen.update(out, y); real.update(after, before)
+        per_jet.append(_before_after(before, after, cell) | dict(mse=(out-y).square().flatten(1).mean(1).cpu()))
     physical = {k:v for k,v in real.compute().items() if k.split('_')[0] in ('pt','mass')}
-    return {**seen.compute(), **physical}, dict(mse=torch.cat(per_jet).numpy())
+    return {**seen.compute(), **physical}, {k:torch.cat([o[k] for o in per_jet]).numpy() for k in per_jet[0]}
+
+def _before_after(before, after, cell):
+    "Transverse momentum and mass of images before and after an autoencoder, where a pixel's size is known"
+    if cell is None: return {}
+    return {f'{k}_{when}':v for when,x in (('in',before),('out',after)) for k,v in zip(('pt','mass'), image_pt_mass(x, cell))}
 
 # %% ../nbs/01a_runs.ipynb #41315983
 def evaluate(
@@ -669,6 +676,14 @@ def _count_reading(m, run):
     reads = m.setdefault('test_reads', [])
     reads.append(dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
     if len(reads) > 1: warnings.warn(f'{run.name}: this is reading {len(reads)} of the test part; it was to be read once. Choose models with part="valid".')
+
+# %% ../nbs/01a_runs.ipynb #a20bc012
+@patch
+def scores(self:Run,
+    part:str='test', # which part's
+): # dict of NumPy arrays, one number a jet: `jet`, and `y` and `score`, or `mse`, `pt_in`, `pt_out`, `mass_in`, `mass_out`
+    "What `evaluate` found for each jet"
+    return {k:v.numpy() for k,v in _load_tensors(self.path/f'scores-{part}.safetensors')[0].items()}
 
 # %% ../nbs/01a_runs.ipynb #942e9d92
 def compare(
