@@ -24,10 +24,11 @@ class ConvAE(nn.Module):
     def __init__(self,
         channels:int=1, # channels of the images
         side:int=125, # height and width in pixels, at most 128
+        bf16:bool=False, # multiply and add in bfloat16; weights and images stay float32
     ):
         super().__init__()
         if not 1 <= side <= 128: raise ConfigError('This autoencoder is for images of up to 128 pixels', found=side)
-        self.side,w = side,(channels,8,16,32,64)
+        self.side,self.bf16,w = side,bf16,(channels,8,16,32,64)
         self.encoder = nn.Sequential(*[l for i,o in zip(w,w[1:]) for l in (nn.Conv2d(i,o,3,2,1), nn.ReLU())])
         up = partial(nn.ConvTranspose2d, kernel_size=3, stride=2, padding=1, output_padding=1)
         self.decoder = nn.Sequential(up(64,32), nn.ReLU(), up(32,16), nn.ReLU(),
@@ -37,13 +38,14 @@ class ConvAE(nn.Module):
         x:Tensor, # images (B, C, side, side), scaled to [0,1]
     ): # (B, 64, ceil(side/16), ceil(side/16))
         "The bottleneck"
-        return self.encoder(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): return self.encoder(x).float()
 
     def decode(self, 
         z:Tensor, # what `encode` gave
     ): # (B, C, side, side) in (0,1)
         "Images from the bottleneck"
-        return self.decoder(z)[...,:self.side,:self.side]
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bf16): x = self.decoder[:-1](z)
+        return self.decoder[-1](x.float())[...,:self.side,:self.side]
 
     def forward(self, x): return self.decode(self.encode(x))
 
@@ -68,11 +70,12 @@ def conv_ae(
     weight:float=100., # of the bright pixels in the weighted loss
     threshold:float=0.01, # a scaled pixel above this is bright
     start:float=0.5, # value of the untrained network's pixels; about 1/2 as R1 has it, 0.05 trains better
+    precision:Literal['fp32','bf16']='fp32', # of the convolutions; bf16 is faster where the processor has it
     bs:int=128, # jets a batch
 ): # Learner
     "Convolutional autoencoder with weighted MSE, as R1"
     dls = jet_dls(store, split, task='reconstruct', channels=channels, tfms=[MinMax()], bs=bs)
-    model = ConvAE(len(dls.train.channels), store.width)
+    model = ConvAE(len(dls.train.channels), store.width, precision=='bf16')
     if start!=0.5: set_start(model, start)
     model = model.to(memory_format=torch.channels_last) # as convolutions on a CPU like it
     return Learner(dls, model, loss_func=WeightedMSE(weight, threshold) if loss=='weighted' else nn.MSELoss(), opt_func=partial(Adam, sqr_mom=.999, eps=1e-8), wd=0., lr=1e-4)
