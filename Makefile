@@ -53,7 +53,7 @@ $(BIN)/python:
 
 $(USER_STAMP): settings.ini setup.py | $(BIN)/python
 	@echo "installing into $(VENV): some minutes and 7 GB of disk, most of it PyTorch"
-	@$(PIP) -e .
+	@$(PIP) -e '.[compress]'
 	@touch $@
 
 $(DEV_STAMP): settings.ini setup.py | $(BIN)/python
