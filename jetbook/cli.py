@@ -320,6 +320,33 @@ def _save(fig, path):
     fig.savefig(path, dpi=150, bbox_inches='tight')
     plt.close(fig)
 
+# %% ../nbs/10_cli.ipynb #121a130d
+@verb('squeeze jets',
+    arg('model', metavar='MODEL', help='a finished run of pixel_code, or of an autoencoder without transforms'),
+    arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
+    arg('-o', '--output', required=True, metavar='FILE', help='the compressed file to write, *.jetz'),
+    arg('--step', type=float, metavar='S', help="of the rounding, smaller is finer; default: the model's"),
+    arg('--block', type=int, default=2048, metavar='N', help='jets coded together (default: 2048)'),
+    _OVERWRITE, _JSON,
+    example='  jetbook train pixel_code sample:wqcd -o runs/code\n  jetbook compress runs/code sample:wqcd -o jets.jetz --step 0.25')
+def _compress(a):
+    "Write jets as a compressed file, with a trained code"
+    from jetbook.compress import compress
+    r = compress(a.model, _open(a.store), _fresh(a), a.step, a.block, progress=not a.quiet)
+    if a.json: return _print_json(r)
+    print(f'{a.output}: {r["jets"]:,} jets, {_size(a.output)}; {r["bytes_a_jet"]:.1f} bytes a jet, without columns')
+
+@verb('squeeze jets',
+    arg('file', metavar='FILE', help='a compressed file, *.jetz'),
+    arg('-m', '--model', required=True, metavar='MODEL', help='the run it was written with'),
+    _STORE, _OVERWRITE,
+    example='  jetbook decompress jets.jetz -m runs/code -o rounded.jets.h5')
+def _decompress(a):
+    "Read a compressed file into a store"
+    from jetbook.compress import decompress
+    s = decompress(a.file, a.model, _fresh(a), progress=not a.quiet)
+    print(f'{a.output}: {len(s):,} jets, {_size(a.output)}')
+
 # %% ../nbs/10_cli.ipynb #5247d05b
 @verb('all at once',
     arg('-o', '--output', default='demo', metavar='FOLDER', help='for all it writes (default: demo)'),
