@@ -7,7 +7,7 @@ __all__ = ['Demo', 'fmt', 'text_table', 'html_table', 'figure_png', 'Report', 'm
            'machine', 'peak_memory', 'training_bar', 'demo']
 
 # %% ../nbs/10a_demo.ipynb #4e66d532
-import base64,contextlib,html,io,math,numbers,os,platform,re,shutil,sys,time
+import base64,contextlib,html,importlib.util,io,math,numbers,os,platform,re,shutil,sys,time
 from collections import namedtuple
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -303,6 +303,7 @@ def _own_folder(out):
     return out
 
 # %% ../nbs/10a_demo.ipynb #e59ca571
+_SMALL_JETS = 3000 # W and QCD jets for the latent map and the compression curve
 _DEMO_SETTINGS = dict(start=0.05, bs=32) # a start and a batch size that learn sooner than the reference's
 
 Demo = namedtuple('Demo', 'scores report seconds memory')
@@ -316,7 +317,7 @@ def demo(
     seed:int=0, # of the trainings
     progress:bool=True, # show bars
 ): # Demo
-    "Dense file, info, pack, verify, train a channel at a time, evaluate, pictures: the whole chain, and a report of it"
+    "Dense file, info, pack, verify, train a channel at a time, evaluate, a latent map, compression, pictures: the whole chain, and a report of it"
     from jetbook.files import info,pack,verify
     from jetbook.runs import train
     store,clock = sample('qg'),_Clock()
@@ -332,6 +333,7 @@ def demo(
         with clock('evaluate'): scores.append(beside_black(runs[-1], store))
     scores = pd.concat(scores)
     page = _demo_report(dense, facts, store, same, runs, scores, clock)
+    _demo_small(page, out, min(jets,_SMALL_JETS), epochs, seed, progress, clock)
     memory = peak_memory()
     _demo_machine(page, clock, memory)
     return Demo(scores, page.save(out/'report.html'), dict(clock), memory)
@@ -392,3 +394,43 @@ def _demo_machine(page, clock, memory):
     page.add('What it took', facts={'seconds in all':sum(clock.values()), 'peak resident memory, MB':memory}, table=pd.DataFrame({'seconds':clock}).rename_axis('step'))
     page.add(text=f'On {machine()}. '+', '.join(f'{k} {v}' for k,v in versions().items())+'.')
     page.footer = f'Made by `jetbook demo`. {_SIMULATED}'
+
+# %% ../nbs/10a_demo.ipynb #b0a2e8aa
+def _demo_small(page, out, n, epochs, seed, progress, clock):
+    "The sections on W and QCD jets: latent map and compression"
+    from jetbook.runs import train
+    store = sample('wqcd').select(np.arange(n))
+    store.save(out/'wqcd.jets.h5'); store = JetStore(out/'wqcd.jets.h5')
+    bar = lambda name: dict(progress=False, seed=seed, cbs=[training_bar(f'train {name}')] if progress else ())
+    with clock('train a VAE'): vae = train('sparse_vae', store, out/'runs'/'vae', epochs, **bar('vae'))
+    with clock('pictures'): _demo_map(page, vae, store)
+    if importlib.util.find_spec('constriction') is None or importlib.util.find_spec('zstandard') is None:
+        page.add('What a jet costs', 'Compression needs two small libraries: `pip install \'jetbook[compress]\'`.')
+        return
+    with clock('train a code'): code = train('pixel_code', store, out/'runs'/'code', 2*epochs, **bar('code'))
+    _demo_bytes(page, code, store, out, progress, clock)
+
+# %% ../nbs/10a_demo.ipynb #d3ab197d
+def _demo_map(page, vae, store):
+    from jetbook.vae import latent_map
+    c,idx = vae.config,np.r_[vae.split(store).valid,vae.split(store).test]
+    page.add('A map of jets', f'A variational autoencoder (recipe `sparse_vae`) was trained for {c["epochs"]} epochs on {len(vae.split(store).train):,} W and QCD jets of 25x25 pixels, without their labels. '
+             f'It describes each jet by {c["settings"]["latent"]} numbers. Below are those of {len(idx):,} other jets, in two dimensions: along their principal components, and by t-SNE. Colours are what the network was not told: the class, pT and mass of the jet.')
+    _add(page, latent_map(vae, store, idx), alt='Scatter plots of latent numbers in two dimensions, by principal components above and t-SNE below, coloured by class, transverse momentum and mass',
+         command=f'jetbook train sparse_vae {store.path} -o {vae.path} --epochs {c["epochs"]} --seed {c["seed"]}\nfrom jetbook.data import JetStore\nfrom jetbook.runs import Run\nfrom jetbook.vae import latent_map\nrun,store = Run("{vae.path}"),JetStore("{store.path}")\nlatent_map(run, store, run.split(store).valid).savefig("map.png")')
+
+# %% ../nbs/10a_demo.ipynb #6fc2677b
+def _demo_bytes(page, code, store, out, progress, clock):
+    from jetbook.compress import compress,curve,decompress,plot_curve,savings
+    with clock('compress'): facts = compress(code, store, out/'wqcd.jetz', progress=progress)
+    with clock('decompress'): back = decompress(out/'wqcd.jetz', code, progress=progress)
+    with clock('pictures'): df = curve(store, code.split(store).test, code, code.split(store).train, steps=(.03,.125,.5,2.), quick=True, n_boot=50)
+    s = savings(df)[['class','step','mass, %','pT, %','sparse, same step','counted','learned']].set_index('class').rename(columns={'sparse, same step':'sparse code, bytes', 'counted':'counted frequencies, bytes', 'learned':'learned code, bytes'})
+    page.add('What a jet costs', f'A 25x25 image is 2,500 bytes as float32, but few of its pixels are lit. A code rounds their values, in steps whose size says how much is lost, and writes which are lit and how brightly. '
+             f'The learned one (recipe `pixel_code`, {code.config["epochs"]} epochs on {len(code.split(store).train):,} jets) predicts each pixel from those already known; an entropy coder turns good predictions into few bytes.',
+             facts={'jets':len(back), 'bytes a jet in the file':facts['bytes_a_jet'], 'jets coded a second':len(store)/clock['compress'], 'decoded a second':len(store)/clock['decompress']},
+             command=f'jetbook train pixel_code {store.path} -o {code.path} --epochs {code.config["epochs"]} --seed {code.config["seed"]}\njetbook compress {code.path} {store.path} -o {out/"wqcd.jetz"}\njetbook decompress {out/"wqcd.jetz"} -m {code.path} -o {out/"back.jets.h5"}')
+    page.add(text=f'Bytes a jet of the test part and the errors of mass and pT (2 sigma of the relative residual) at four step sizes. The sparse code writes gaps and levels and squeezes them with zstd; counted frequencies feed the same entropy coder as the learned code. '
+             'All three round alike, so at one step their errors are the same.', table=s)
+    _add(page, plot_curve(df), alt='Bytes a QCD jet against the error in mass and in transverse momentum, for the learned code, counted frequencies and a sparse code, with the points of the dense autoencoders R6 far above',
+         text='Stars: the bottlenecks of the dense autoencoders R6 as float32, with the errors their author reports on other images. How far a longer training on all of the sample goes is in notebook 02c.')
