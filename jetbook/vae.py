@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Hurdle', 'reparameterise', 'latent_kl', 'ELBO', 'kl_share', 'KLAnneal', 'VAE', 'active_units', 'vae', 'SqrtLog',
-           'SparseVAE', 'sparse_vae', 'latents', 'latent_map', 'traverse', 'sample_prior', 'wasserstein',
-           'sample_table', 'judge_samples', 'independent_jets']
+           'SparseVAE', 'sparse_vae', 'latents', 'latent_map']
 
 # %% ../nbs/03_vae.ipynb #c3b42127
 import math,warnings,torch.nn.functional as F
@@ -15,13 +14,13 @@ from functools import partial
 from fastcore.basics import patch
 from typing import Literal
 from torch import nn,Tensor
+from torch.distributions import MultivariateNormal
 from fastai.callback.core import Callback
 from fastai.learner import AvgMetric,Learner
 from fastai.optimizer import OptimWrapper
 from .data import ConfigError,DataError,JetStore
 from .loaders import Split,jet_dls
-from .losses import BCEReconstruction,Estimate,GaussianNLL
-from .observables import girth,jet_mass,jet_pt,leading_share,multiplicity,particles,ptd
+from .losses import BCEReconstruction,GaussianNLL
 from .runs import Run,recipe,_reconstruct
 from .sparse_ae import PatchGrid
 from .transforms import Flip,JetTransform,MinMax,Pad
@@ -249,8 +248,8 @@ class SqrtLog(JetTransform):
     def decodes(self, y:Tensor): return torch.where(y > 0, self.floor.to(y.device)*y.square().exp(), 0.) # transformed images (B, C, H, W)
 
 # %% ../nbs/03_vae.ipynb #ce31d41f
-Hurdle = namedtuple('Hurdle', 'logits mean sigma sums sums_sigma')
-Hurdle.__doc__ = "Of each pixel: log odds to be lit, mean and width of `y` (B, cells, cells, n); of each ring: mean and width of its standardised log sum (B, K)"
+Hurdle = namedtuple('Hurdle', 'logits mean sigma sums')
+Hurdle.__doc__ = "Of each pixel: log odds to be lit, mean and width of `y` (B, cells, cells, n); of each ring: mean of its standardised root sum (B, K)"
 
 class SparseVAE(nn.Module):
     "Variational autoencoder of sparse images: which pixels are lit, how brightly, and what each ring holds"
@@ -275,7 +274,8 @@ class SparseVAE(nn.Module):
         self.cloud,self.start = nn.Linear(flat+self.rings,2*latent),nn.Linear(latent,flat)
         self.decoder = nn.Sequential(*[l for i,o,s in zip(w[:0:-1],w[-2::-1],sizes[-2::-1]) for l in (nn.BatchNorm2d(i), act(), nn.ConvTranspose2d(i,o,3,2,1,1-s%2))],
             nn.BatchNorm2d(w[0]), act(), nn.Conv2d(w[0],3*n,1))
-        self.ring_sums = nn.Sequential(nn.Linear(latent,64), act(), nn.Linear(64,2*self.rings))
+        self.ring_sums = nn.Sequential(nn.Linear(latent,64), act(), nn.Linear(64,self.rings))
+        self.ring_tril = nn.Parameter(torch.zeros(self.rings,self.rings))
         self.map = nn.Parameter(torch.zeros(2,cells,cells,n))               # what every jet has in common
         with torch.no_grad(): self.decoder[-1].weight *= .1; self.decoder[-1].bias.zero_()
 
@@ -301,10 +301,13 @@ def _scaled(self:SparseVAE, v): return torch.where(v > 0, (v/self.floor[self.cha
 def _sums(self:SparseVAE, v): return v.flatten(1) @ self.member
 
 @patch
-def _log_sums(self:SparseVAE, v):
-    "Standardised logarithm of each ring's sum (B, K), -2 where the ring is dark"
+def _root_sums(self:SparseVAE, v):
+    "Standardised fifth root of each ring's sum (B, K), -2 where the ring is dark"
     q = self._sums(v)
-    return torch.where(q > 0, (q.clamp_min(1e-12).log()-self.ring_mean)/self.ring_std, -2.)
+    return torch.where(q > 0, (q.clamp_min(1e-20)**.2-self.ring_mean)/self.ring_std, -2.)
+
+@patch
+def _tril(self:SparseVAE): return self.ring_tril.tril(-1) + F.softplus(self.ring_tril.diagonal()).diag() # root of the rings' covariance, given z
 
 # %% ../nbs/03_vae.ipynb #dd06cb8f
 @patch
@@ -320,8 +323,8 @@ def begin(self:SparseVAE,
     top = torch.stack([p.amax((0,1,2)) for p in ps]).amax(0)
     q = torch.cat([self._sums(self._physical(p)) for p in ps])
     for k in range(self.rings):
-        v = q[:,k][q[:,k] > 0].log()
-        if len(v) > 1: self.ring_mean[k],self.ring_std[k] = v.mean(),v.std().clamp_min(.1)
+        v = q[:,k][q[:,k] > 0]**.2
+        if len(v) > 1: self.ring_mean[k],self.ring_std[k] = v.mean(),v.std().clamp_min(1e-3)
     for c in range(len(self.floor)): self.top[c] = top[self.channel==c].max()
     lit,y = sum((p > 0).sum(0) for p in ps),sum(p.sum(0) for p in ps)
     self.map[0] = ((lit+.5)/(len(idx)+10)).logit()
@@ -337,7 +340,7 @@ def posterior(self:SparseVAE,
     p = self.grid.cut(x)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
         h = self.encoder(torch.cat([(p > 0).to(p.dtype),p], -1).permute(0,3,1,2)).float()
-        mean,logvar = self.cloud(torch.cat([h,self._log_sums(self._physical(p))], 1)).float().chunk(2, 1)
+        mean,logvar = self.cloud(torch.cat([h,self._root_sums(self._physical(p))], 1)).float().chunk(2, 1)
     return mean, logvar.clamp(-10,5)
 
 @patch
@@ -355,8 +358,7 @@ def likelihood(self:SparseVAE,
     with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bf16):
         h = self.decoder(self.start(z).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last))
     logits,mean,sigma = h.permute(0,2,3,1).float().chunk(3, -1)
-    sums,sums_sigma = self.ring_sums(z).chunk(2, 1)
-    return Hurdle(logits+self.map[0], mean+self.map[1], .02+.5*sigma.sigmoid(), sums, sums_sigma.clamp(-4,1).exp())
+    return Hurdle(logits+self.map[0], mean+self.map[1], .02+.5*sigma.sigmoid(), self.ring_sums(z))
 
 # %% ../nbs/03_vae.ipynb #18645715
 def _normal_nll(x, mean, sigma): return .5*((x-mean)/sigma).square() + sigma.log() + math.log(2*math.pi)/2
@@ -366,20 +368,20 @@ def nll(self:SparseVAE,
     pred:tuple, # from `predict`
     target:Tensor, # images (B, C, side, side), as `SqrtLog` gives them
 ): # scalar, nats a jet
-    "Minus the log-likelihood: coins, values of lit pixels, log sums of lit rings"
+    "Minus the log-likelihood: coins, values of lit pixels, root sums of rings"
     o,p = Hurdle(*pred[3:]),self.grid.cut(target)
     lit,v = p > 0,self._physical(p)
     coins = F.binary_cross_entropy_with_logits(o.logits, lit.to(p.dtype), reduction='sum')
     values = _normal_nll(p[lit], o.mean[lit], o.sigma[lit]).sum()
-    rings = torch.where(self._sums(v) > 0, _normal_nll(self._log_sums(v), o.sums, o.sums_sigma), 0.).sum()
+    rings = -MultivariateNormal(o.sums, scale_tril=self._tril()).log_prob(self._root_sums(v)).sum()
     return (coins+values+rings)/len(p)
 
 # %% ../nbs/03_vae.ipynb #412ea119
 @patch
-def _paste(self:SparseVAE, y, log_sums):
+def _paste(self:SparseVAE, y, sums):
     "Images from numbers of cells, each ring scaled to its sum"
     v = self._physical(y)
-    want = (log_sums*self.ring_std+self.ring_mean).exp()
+    want = (sums*self.ring_std+self.ring_mean).clamp_min(0)**5
     return self.grid.paste(self._scaled(v*((want/self._sums(v).clamp_min(1e-12)) @ self.member.T).view_as(v)))
 
 @patch
@@ -392,7 +394,7 @@ def draw(self:SparseVAE,
     normal = lambda t: torch.randn(t.shape, generator=generator, device=t.device)
     lit = torch.rand(o.logits.shape, generator=generator, device=z.device) < o.logits.sigmoid()
     y = torch.minimum((o.mean+o.sigma*normal(o.mean)).clamp_min(.05), self.top[self.channel])
-    return self._paste(torch.where(lit, y, 0.), o.sums+o.sums_sigma*normal(o.sums))
+    return self._paste(torch.where(lit, y, 0.), o.sums+normal(o.sums) @ self._tril().T)
 
 @patch
 def decode(self:SparseVAE,
@@ -450,7 +452,7 @@ def sparse_vae(
     model = SparseVAE(store.width, up, store.width//max(5,*up), latent, widths, bf16=precision=='bf16').begin(seen)
     return _vae_learner(dls, model, ELBO(model.nll, 1., beta, free_bits), warmup, cycles)
 
-# %% ../nbs/03_vae.ipynb #545b3146
+# %% ../nbs/03_vae.ipynb #9eb7323c
 def _learner(o): return o.learner() if isinstance(o, Run) else o
 
 @torch.no_grad()
@@ -467,7 +469,7 @@ def latents(
     if not hasattr(model, 'posterior'): raise ConfigError('Not a variational autoencoder', found=type(model).__name__, expected='a model with a method `posterior`')
     return tuple(torch.cat(o).float().cpu() for o in zip(*(model.posterior(x) for x,_ in dl)))
 
-# %% ../nbs/03_vae.ipynb #25db4e38
+# %% ../nbs/03_vae.ipynb #fc756a27
 def latent_map(
     learn, # a trained VAE: a Learner or a Run
     store:JetStore, # jets
@@ -498,146 +500,3 @@ def _scatter(ax, at, k, v, store, name):
         ax.legend(fontsize=7, markerscale=3)
     else: ax.figure.colorbar(ax.scatter(*at.T, c=v, s=3, lw=0, vmin=np.quantile(v,.02), vmax=np.quantile(v,.98)), ax=ax, label=f'{k} (GeV)' if k in ('pt','m0') else k)
     ax.set(xlabel=f'{name} 1', ylabel=f'{name} 2', xticks=[], yticks=[])
-
-# %% ../nbs/03_vae.ipynb #b87a6d3a
-@torch.no_grad()
-def traverse(
-    learn, # a trained VAE: a Learner or a Run
-    store:JetStore, # jets by which to rank the latent numbers
-    idx=None, # numbers of the jets; default: all
-    n:int=4, # the most informative latent numbers to walk along
-    steps:tuple=(-2.,-1.,0.,1.,2.), # where to, in standard deviations of the prior
-    channel:int=0, # number of the channel to draw
-): # matplotlib figure, a row a latent number
-    "Decode points along single latent numbers, the others at zero"
-    import matplotlib.pyplot as plt
-    learn = _learner(learn)
-    mean,logvar = latents(learn, store, idx)
-    units = latent_kl(mean,logvar).mean(0).argsort(descending=True)[:n]
-    z = torch.zeros(len(units),len(steps),mean.shape[1])
-    for i,u in enumerate(units): z[i,:,u] = torch.tensor(steps)
-    model = learn.model.eval()
-    x = model.decode(z.flatten(0,1).to(next(model.parameters()).device))[:,channel].cpu()
-    fig,axs = plt.subplots(len(units), len(steps), figsize=(1.45*len(steps)+.5,1.45*len(units)+.4), squeeze=False, layout='constrained', sharex=True, sharey=True)
-    half = x.shape[-1]*store.cell/2
-    for ax,o in zip(axs.flat, x): ax.imshow(o, cmap='magma', origin='lower', extent=(-half,half)*2, vmin=0, vmax=x.max())
-    for ax,s in zip(axs[0],steps): ax.set_title(f'{s:g}', fontsize=9)
-    for ax,u in zip(axs[:,0],units): ax.set_ylabel(f'unit {int(u)}\n$\\eta$')
-    for ax in axs[-1]: ax.set_xlabel(r'$\phi$')
-    return fig
-
-# %% ../nbs/03_vae.ipynb #5bd6eef5
-def _packed(x, like, source):
-    "A store of images (N, C, H, W), with channels and towers as in the store `like`"
-    entries = {}
-    for c,k in enumerate(like.channels):
-        u = like.upsample[k]
-        v = F.avg_pool2d(x[:,c:c+1], u).flatten(1).cpu().numpy()
-        b,p = v.nonzero()
-        entries[k] = (np.searchsorted(b, np.arange(len(v)+1)), p, v[b,p])
-    return JetStore.from_entries(entries, like.height, like.width, like.upsample, {}, source, like.layout)
-
-def _borrow_scale(y, store, seed):
-    "Images in (0,1) with the scales of random jets of `store`, dark below what any of them has lit"
-    idx,n = np.random.default_rng(seed).integers(0, len(store), len(y)),(y.shape[-1]-store.width)//2
-    y = y[...,n:n+store.height,n:n+store.width].cpu()
-    x = y*torch.cat([store.images(idx[i:i+250]).amax((2,3), keepdim=True).cpu() for i in range(0,len(idx),250)])
-    for c,k in enumerate(store.channels):
-        u = store.upsample[k]
-        t = F.avg_pool2d(x[:,c:c+1], u)
-        x[:,c] = torch.where(t >= float(store.entries[k][2].min()), t, 0.).repeat_interleave(u,2).repeat_interleave(u,3)[:,0]
-    return x
-
-# %% ../nbs/03_vae.ipynb #4d90fdbe
-@torch.no_grad()
-def sample_prior(
-    learn, # a trained VAE: a Learner or a Run
-    n:int=1000, # number of jets
-    seed:int=0, # of the random numbers
-    store:JetStore=None, # training jets to borrow scales from, for a VAE that was trained on images in [0,1]
-    bs:int=250, # jets at a time
-): # JetStore of n jets, in the unit of the pixels
-    "New jets: points drawn from N(0,1), decoded"
-    learn = _learner(learn)
-    model,like = learn.model.eval(),learn.dls.train.dataset
-    device,own = next(model.parameters()).device,hasattr(model, 'draw')
-    if n < 1: raise ConfigError('Nothing to draw', found=n, expected='1 jet or more')
-    if not own and store is None: raise ConfigError('This VAE scaled each jet by itself, so its samples have no unit', do='give the training jets as `store`, to borrow scales from')
-    gen = torch.Generator(device).manual_seed(seed)
-    latent,parts = (model.cloud.out_features//2 if own else model.mean.out_features),[]
-    for i in range(0,n,bs):
-        z = torch.randn(min(bs,n-i), latent, generator=gen, device=device)
-        parts.append(SqrtLog(model.floor).decode(model.draw(z, gen)).cpu() if own else _borrow_scale(model.decode(z), store.select(channels=like.channels), [seed,i]))
-    stores = [_packed(x, like, '') for x in parts]
-    return _joined(stores, f'drawn from the prior of a VAE (seed {seed})')
-
-def _joined(stores, source):
-    "One store of the jets of several with the same channels and no columns"
-    entries,a = {},stores[0]
-    for k in a.channels:
-        es = [s.entries[k] for s in stores]
-        starts = np.cumsum([0]+[e[0][-1] for e in es])
-        entries[k] = (np.concatenate([[0],*(e[0][1:]+o for e,o in zip(es,starts))]), *(np.concatenate([e[i] for e in es]) for i in (1,2)))
-    return JetStore.from_entries(entries, a.height, a.width, a.upsample, {}, source, a.layout)
-
-# %% ../nbs/03_vae.ipynb #bca432ff
-def _boot(a, b, scale, n, seed):
-    "Distances of resampled jets (n,)"
-    from scipy.stats import wasserstein_distance
-    rng = np.random.default_rng(seed)
-    return np.array([wasserstein_distance(rng.choice(a, len(a)), rng.choice(b, len(b)))/scale for _ in range(n)])
-
-def wasserstein(
-    fake, # an observable of drawn jets (n,)
-    real, # the same of real jets (m,)
-    n_boot:int=100, # bootstrap replicates
-    level:float=.95, # coverage of the interval
-    seed:int=0, # of the resampling
-): # Estimate
-    "Wasserstein distance of two distributions, in standard deviations of the real one, with a bootstrap interval"
-    from scipy.stats import wasserstein_distance
-    fake,real = (np.asarray(o, np.float64) for o in (fake,real))
-    if min(len(fake),len(real)) < 2 or not (np.isfinite(fake).all() and np.isfinite(real).all()): raise DataError('Two samples of finite numbers are needed', found=f'{len(fake)} and {len(real)}')
-    scale = max(real.std(), 1e-12)
-    lo,hi = np.quantile(_boot(fake, real, scale, n_boot, seed), [(1-level)/2,(1+level)/2])
-    return Estimate(float(wasserstein_distance(fake, real)/scale), float(lo), float(hi))
-
-# %% ../nbs/03_vae.ipynb #657aa611
-def sample_table(
-    store:JetStore, # jets
-    idx=None, # numbers of the jets; default: all
-): # pandas.DataFrame, one row a jet; pt and mass in the unit of the pixels
-    "Momentum, mass and shape of jets, in time that grows with the number of lit pixels"
-    p = particles(store, idx)
-    res = pd.DataFrame({f.__name__.removeprefix('jet_'):f(p) for f in (jet_pt,jet_mass,multiplicity,girth,ptd,leading_share)})
-    if len(store.channels) > 1:
-        for k in store.channels: res[f'n_{k}'] = np.diff(particles(store, idx, channels=[k]).offsets)
-    return res
-
-def judge_samples(
-    real:JetStore, # real jets that no training saw
-    samples:dict, # name -> JetStore of drawn jets
-    n_boot:int=100, # bootstrap replicates
-): # pandas.DataFrame of `Estimate`s: a row an observable, a column a sample
-    "Wasserstein distances of the observables of drawn jets from those of real ones"
-    truth = sample_table(real)
-    tables = {k:sample_table(s) for k,s in samples.items()}
-    return pd.DataFrame({k:{o:wasserstein(t[o], truth[o], n_boot) for o in truth} for k,t in tables.items()})
-
-# %% ../nbs/03_vae.ipynb #f113cc39
-def independent_jets(
-    store:JetStore, # jets
-    seed:int=0, # of the random numbers
-): # JetStore of as many jets
-    "Deal each pixel's values out to the jets anew, pixel by pixel: right mean image, right spectra, no correlations"
-    rng,n,entries = np.random.default_rng(seed),len(store),{}
-    coprime = np.array([k for k in range(1, n+1) if math.gcd(k, n)==1])
-    for k,(_,p,v) in store.to('cpu').entries.items():
-        order = np.lexsort((rng.random(len(p)), p))                         # by pixel, at random within
-        first = np.searchsorted(p[order], p[order])
-        grid = int(p.max(initial=0))+1
-        step,start = rng.choice(coprime, grid)[p[order]],rng.integers(0, n, grid)[p[order]]
-        jet = (start+(np.arange(len(p))-first)*step)%n                      # no jet gets the same pixel twice
-        at = np.lexsort((p[order], jet))
-        entries[k] = (np.searchsorted(jet[at], np.arange(n+1)), p[order][at], v[order][at])
-    return JetStore.from_entries(entries, store.height, store.width, store.upsample, {}, 'pixels dealt out anew', store.layout)
