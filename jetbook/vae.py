@@ -439,14 +439,14 @@ def sparse_vae(
     warmup:float=.3, # part of the training in which the KL's weight rises from 0
     cycles:int=1, # in so many ramps
     free_bits:float=0., # nats of each latent number that cost nothing
-    flip:bool=True, # mirror training jets at random?
+    flip:bool=True, # mirror training jets at random? (never 25x25 ones, which are rotated and reflected already)
     precision:Literal['fp32','bf16']='fp32', # of the matrix products
     channels:list|None=None, # names of the channels; default: all
     bs:int=64, # jets a batch
 ): # Learner
     "Sparse VAE: coins, values and ring sums at each channel's own granularity, in physical units"
     seen = store.to('cpu').select(split.train, channels)
-    tfms = [*([Flip()] if flip else []), SqrtLog.from_store(seen)]
+    tfms = [*([Flip()] if flip and seen.layout!='lagan' else []), SqrtLog.from_store(seen)]
     dls = jet_dls(store, split, task='reconstruct', channels=channels, tfms=tfms, bs=bs)
     up = [seen.upsample[c] for c in seen.channels]
     model = SparseVAE(store.width, up, store.width//max(5,*up), latent, widths, bf16=precision=='bf16').begin(seen)
