@@ -24,7 +24,8 @@ ROOMS['compress'] = ROOMS['dense_ae']|{'dense_ae','sparse_ae'}
 ROOMS['vae'] = ROOMS['sparse_ae']|{'sparse_ae'}
 ROOMS['graphs'] = DATA
 ROOMS['gnn'] = DATA|{'graphs','losses','runs'}
-ROOMS['anomaly'] = ROOMS['vae']|{'vae'}
+ROOMS['latent'] = ROOMS['vae']|{'vae'}
+ROOMS['anomaly'] = ROOMS['latent']|{'latent','dense_ae'}
 ROOMS['demo'] = set(ROOMS)
 ROOMS['cli'] = set(ROOMS)
 
