@@ -142,13 +142,13 @@ def sample_table(
     return res
 
 def judge_samples(
-    real:JetStore, # real jets that no training saw
-    samples:dict, # name -> JetStore of drawn jets
+    real, # real jets that no training saw: a JetStore, or its `sample_table`
+    samples:dict, # name -> drawn jets, likewise
     n_boot:int=100, # bootstrap replicates
 ): # pandas.DataFrame of `Estimate`s: a row an observable, a column a sample
     "Wasserstein distances of the observables of drawn jets from those of real ones"
-    truth = sample_table(real)
-    tables = {k:sample_table(s) for k,s in samples.items()}
+    truth,*tables = [s if isinstance(s, pd.DataFrame) else sample_table(s) for s in (real,*samples.values())]
+    tables = dict(zip(samples, tables))
     return pd.DataFrame({k:{o:wasserstein(t[o], truth[o], n_boot) for o in truth} for k,t in tables.items()})
 
 # %% ../nbs/03a_latent.ipynb #c5e6d330
