@@ -246,7 +246,6 @@ class Coder:
     ): # int (n,)
         "Write or read `n` symbols of the same probabilities"
         return np.zeros(0,np.int64) if not n else self._do(symbols, self.table.__class__(np.ascontiguousarray(freqs,np.float32), perfect=False), *([n] if self.reading else []))
-
     def uniform(self,
         sizes:np.ndarray, # int (n,), at least 2: how many values each may have
         symbols=None, # what to write (n,)
