@@ -6,7 +6,8 @@ import numpy as np
 from jetbook.data import sample
 from jetbook.loaders import split
 from jetbook.runs import train
-from jetbook.compress import AUTHOR_R6, PixelCoder, curve, plain_sizes, quantise, savings
+from jetbook.codec import AUTHOR_R6, PixelCoder, curve, savings
+from jetbook.compress import plain_sizes, quantise
 
 def percent(x): return f'{100*x:.1f}%'
 

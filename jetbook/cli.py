@@ -331,7 +331,7 @@ def _save(fig, path):
     example='  jetbook train pixel_code sample:wqcd -o runs/code\n  jetbook compress runs/code sample:wqcd -o jets.jetz --step 0.25')
 def _compress(a):
     "Write jets as a compressed file, with a trained code"
-    from jetbook.compress import compress
+    from jetbook.codec import compress
     r = compress(a.model, _open(a.store), _fresh(a), a.step, a.block, progress=not a.quiet)
     if a.json: return _print_json(r)
     print(f'{a.output}: {r["jets"]:,} jets, {_size(a.output)}; {r["bytes_a_jet"]:.1f} bytes a jet, without columns')
@@ -343,7 +343,7 @@ def _compress(a):
     example='  jetbook decompress jets.jetz -m runs/code -o rounded.jets.h5')
 def _decompress(a):
     "Read a compressed file into a store"
-    from jetbook.compress import decompress
+    from jetbook.codec import decompress
     s = decompress(a.file, a.model, _fresh(a), progress=not a.quiet)
     print(f'{a.output}: {len(s):,} jets, {_size(a.output)}')
 

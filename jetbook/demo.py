@@ -421,7 +421,7 @@ def _demo_map(page, vae, store):
 
 # %% ../nbs/10a_demo.ipynb #6fc2677b
 def _demo_bytes(page, code, store, out, progress, clock):
-    from jetbook.compress import compress,curve,decompress,plot_curve,savings
+    from jetbook.codec import compress,curve,decompress,plot_curve,savings
     with clock('compress'): facts = compress(code, store, out/'wqcd.jetz', progress=progress)
     with clock('decompress'): back = decompress(out/'wqcd.jetz', code, progress=progress)
     with clock('pictures'): df = curve(store, code.split(store).test, code, code.split(store).train, steps=(.03,.125,.5,2.), quick=True, n_boot=50)
@@ -433,4 +433,4 @@ def _demo_bytes(page, code, store, out, progress, clock):
     page.add(text=f'Bytes a jet of the test part and the errors of mass and pT (2 sigma of the relative residual) at four step sizes. The sparse code writes gaps and levels and squeezes them with zstd; counted frequencies feed the same entropy coder as the learned code. '
              'All three round alike, so at one step their errors are the same.', table=s)
     _add(page, plot_curve(df), alt='Bytes a QCD jet against the error in mass and in transverse momentum, for the learned code, counted frequencies and a sparse code, with the points of the dense autoencoders R6 far above',
-         text='Stars: the bottlenecks of the dense autoencoders R6 as float32, with the errors their author reports on other images. How far a longer training on all of the sample goes is in notebook 02c.')
+         text='Stars: the bottlenecks of the dense autoencoders R6 as float32, with the errors their author reports on other images. How far a longer training on all of the sample goes is in notebook 02d.')

@@ -54,7 +54,8 @@ def block(n, data=b'', cols=b'', check=0): return struct.pack('<IIIII', n, len(d
 END = block(0)[:12]+bytes(8)
 
 def test_there_and_back(folder):
-    from jetbook.compress import make_codec, quantise
+    from jetbook.codec import make_codec
+    from jetbook.compress import quantise
     from jetbook.data import JetStore
     r = jetbook('compress', 'code', 'w.jets.h5', '-o', 'a.jetz', '--step', '0.05', '--json', cwd=folder)
     i = json.loads(r.stdout)
@@ -69,7 +70,7 @@ def test_there_and_back(folder):
 def test_blocks_and_threads_change_nothing(folder):
     "Other processes, numbers of threads and machines read the same jets: the arithmetic is exact"
     from jetbook.data import JetStore
-    code = "import sys, torch; torch.set_num_threads(int(sys.argv[1])); from jetbook.compress import decompress; decompress('w.jetz', 'code', sys.argv[2], progress=False)"
+    code = "import sys, torch; torch.set_num_threads(int(sys.argv[1])); from jetbook.codec import decompress; decompress('w.jetz', 'code', sys.argv[2], progress=False)"
     import os
     for n in ('1','2'): subprocess.run([sys.executable, '-c', code, n, f't{n}.jets.h5'], cwd=folder, check=True, env={**os.environ, 'OMP_NUM_THREADS':n, 'OPENBLAS_NUM_THREADS':n})
     assert here('compress', folder/'code', folder/'w.jets.h5', '-o', folder/'one.jetz', '--block', 120, '-q')[0]==0
@@ -133,7 +134,7 @@ def test_blocks_that_lie(folder):
 def test_a_bomb_of_columns_takes_no_memory(folder):
     "A few kilobytes that unpack to gigabytes are not unpacked"
     import zstandard
-    from jetbook.compress import decompress
+    from jetbook.codec import decompress
     head,blocks = parts((folder/'w.jetz').read_bytes())
     n,a,b,crc,check = struct.unpack('<IIIII', blocks[:20])
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(2**31))

@@ -21,6 +21,7 @@ ROOMS['conv_ae'] = DATA|{'observables','losses','runs'}
 ROOMS['dense_ae'] = ROOMS['conv_ae']|{'conv_ae'}
 ROOMS['sparse_ae'] = ROOMS['conv_ae']|{'conv_ae'}
 ROOMS['compress'] = ROOMS['dense_ae']|{'dense_ae','sparse_ae'}
+ROOMS['codec'] = ROOMS['compress']|{'compress'}
 ROOMS['vae'] = ROOMS['sparse_ae']|{'sparse_ae'}
 ROOMS['graphs'] = DATA
 ROOMS['gnn'] = DATA|{'graphs','losses','runs'}
