@@ -1,9 +1,9 @@
 "B7: training the autoencoders R1 and R3 on a CPU, images a second"
-import tempfile, time, warnings
+import json, subprocess, sys, tempfile, time, warnings
 from collections import defaultdict
 from functools import partial
 from statistics import mean, stdev
-from timing import median, number, ratio, show, side_by_side, spread, table
+from timing import median, number, ratio, show, spread, table
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -103,23 +103,42 @@ def flops(net, loss, x):
     with FlopCounterMode(display=False) as f: loss(net(x), x).backward()
     return f.get_total_flops()/len(x)
 
-def system(name, store, x, quick):
-    "Rates of one system: (ways, flops an image, phases)"
-    n = len(x)
-    if name=='R1':
-        net = r1_net(); loss,opt = r1_loss,torch.optim.Adam(net.parameters(), lr=1e-4)
-        ours = {p:learner('conv_ae', store, channels=['ECAL'], precision=p) for p in ('fp32','bf16')}
-    else:
-        net = R3(2048); loss,opt = r3_loss,torch.optim.Adam(net.parameters(), lr=1e-4)
-        ours = {p:learner('vae', store, precision=p) for p in ('fp32','bf16')}
-    for l in ours.values(): assert sum(p.numel() for p in l.model.parameters())==sum(p.numel() for p in net.parameters()) # equal architecture
-    ways = {f'{name}: loop as written':(lambda: reference_epoch(net, loss, opt, x), n)}
-    ways |= {f'{name}: `jetbook`, {p}':((lambda l: lambda: fit(l))(l), l.dls.train.n) for p,l in ours.items()}
-    rates = side_by_side(ways, 2 if quick else 5)
-    spent = {}
-    for p,l in ours.items():
-        ph = Phases(); fit(l, cbs=[ph]); spent[f'{name}, {p}'] = dict(ph.spent)
-    return rates,flops(net, loss, x[:8]),spent
+def build(way, n):
+    "A way to train an epoch on `n` jets: (function, images, learner or None)"
+    from jetbook.transforms import MinMax
+    system,kind = way.split(': ')
+    store = jets(n+BS)
+    if kind!='loop as written':
+        p = kind.split()[-1]
+        learn = learner('conv_ae', store, channels=['ECAL'], precision=p) if system=='R1' else learner('vae', store, precision=p)
+        from jetbook.runs import keep_memory
+        keep_memory()                                   # as `train` does on a CPU
+        return (lambda cbs=(): fit(learn, cbs=cbs)), learn.dls.train.n, learn
+    x = MinMax()(store.images())[:n]
+    net,loss,x = (r1_net(), r1_loss, x[:,1:2].contiguous()) if system=='R1' else (R3(2048), r3_loss, nn.functional.pad(x, (1,2,1,2)).contiguous())
+    opt = torch.optim.Adam(net.parameters(), lr=1e-4)
+    return (lambda: reference_epoch(net, loss, opt, x)), n, None
+
+def worker(way, n):
+    "In a process of its own: one epoch to warm up, one that is timed"
+    torch.set_num_threads(1)
+    epoch,count,learn = build(way, n)
+    epoch()
+    start = time.perf_counter(); epoch(); rate = count/(time.perf_counter()-start)
+    ph = Phases()
+    if learn: epoch([ph])
+    print(json.dumps(dict(rate=rate, phases=dict(getattr(ph,'spent',{})))))
+
+def system(name, n, quick):
+    "Rates of the ways to train one system, each in a process of its own, in turn; and the phases of ours"
+    ways = [f'{name}: loop as written', f'{name}: `jetbook`, fp32', f'{name}: `jetbook`, bf16']
+    rates,spent = {w:[] for w in ways},{}
+    for i in range(2 if quick else 5):
+        for w in (ways if i%2==0 else ways[::-1]):
+            r = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--worker', w, str(n)], capture_output=True, text=True, check=True)
+            r = json.loads(r.stdout.strip().splitlines()[-1])
+            rates[w].append(r['rate']); spent[w] = r['phases']
+    return rates,{w.replace('`jetbook`, ',''):v for w,v in spent.items() if v}
 
 def curves(store, x, seeds, epochs):
     "Training loss of R1 on HCAL by epoch: loop as written and jetbook, mean and spread over seeds"
@@ -140,28 +159,28 @@ def main(tmp, quick=False):
     from jetbook.transforms import MinMax
     threads,out = torch.get_num_threads(),[]
     torch.set_num_threads(1)
-    n1,n3 = (3*BS,3*BS) if quick else (13*BS,4*BS)
-    from jetbook.files import JetStore
-    store = jets(n1)
-    dense = MinMax()(store.images()).contiguous()
-    limit = peak()
-    r1 = system('R1', store, dense[:n1-BS,1:2].contiguous(), quick)
-    r3 = system('R3', jets(n3), nn.functional.pad(dense[:n3-BS], (1,2,1,2)).contiguous(), quick)
-    rows = []
-    for (rates,fl,_),ref in ((r1,'R1: loop as written'),(r3,'R3: loop as written')):
+    n1,n3 = (2*BS,2*BS) if quick else (12*BS,3*BS)
+    store,limit = jets(n1+BS),peak()
+    dense = MinMax()(store.images())[:n1].contiguous()
+    fl = dict(R1=flops(r1_net(), r1_loss, dense[:8,1:2].contiguous()), R3=flops(R3(2048), r3_loss, nn.functional.pad(dense[:8], (1,2,1,2))))
+    rows,spent = [],{}
+    for name,n in (('R1',n1),('R3',n3)):
+        rates,phases = system(name, n, quick); spent |= phases
         for k,r in rates.items():
-            share = fl*median(r)/1e9/limit['bfloat16' if 'bf16' in k else 'float32']
-            rows.append([k, number(median(r)), spread(r), f'{fl*median(r)/1e9:.0f}', f'{share:.0%}', '' if k==ref else f'**{ratio(rates,k,ref):.2f}**'])
-    spent = {**r1[2], **r3[2]}; kinds = list(next(iter(spent.values())))
+            done = fl[name]*median(r)/1e9
+            rows.append([k, number(median(r)), spread(r), f'{done:.0f}', f'{done/limit["bfloat16" if "bf16" in k else "float32"]:.0%}', '' if 'loop' in k else f'**{ratio(rates,k,f"{name}: loop as written"):.2f}**'])
+    kinds = list(next(iter(spent.values())))
     phases = table(['system', *kinds], [[k, *(f'{v[q]/sum(v.values()):.1%}' for q in kinds)] for k,v in spent.items()])
-    hcal = dense[:n1-BS,2:3].contiguous()
+    hcal = dense[:,2:3].contiguous()
     loss = curves(store, hcal, 2 if quick else 3, 2 if quick else 6)
     torch.set_num_threads(threads)
-    return '\n\n'.join(['## B7: training R1 and R3, one process, one thread',
-        f'Jets: {what()}. Batches of {BS}. Peak of a 1024x1024 matrix product: {limit["float32"]:.0f} GFLOP/s in float32, {limit["bfloat16"]:.0f} in bfloat16; the work of an image is counted by torch, '
-        f'{r1[1]/1e6:.0f} MFLOP for R1 and {r3[1]/1e6:,.0f} for R3, forward and backward.',
+    return '\n\n'.join(['## B7: training R1 and R3, one thread',
+        f'Jets: {what()}. Batches of {BS}; each way in a process of its own, an epoch to warm up and one that is timed. Peak of a 1024x1024 matrix product: {limit["float32"]:.0f} GFLOP/s in float32, {limit["bfloat16"]:.0f} in bfloat16; the work of an image is counted by torch, '
+        f'{fl["R1"]/1e6:.0f} MFLOP for R1 and {fl["R3"]/1e6:,.0f} for R3, forward and backward.',
         table(['way','images/s (median)','lowest to highest','GFLOP/s','of the peak','times the loop as written'], rows), 'Where the time goes:', phases,
         'Training loss of R1 on HCAL by epoch at a constant rate of 1e-3, mean ± standard deviation over seeds:', loss])
 
 if __name__=='__main__':
-    with tempfile.TemporaryDirectory() as t: show(main(t))
+    if sys.argv[1:2]==['--worker']: worker(sys.argv[2], int(sys.argv[3]))
+    else:
+        with tempfile.TemporaryDirectory() as t: show(main(t))

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py                all
     python benchmarks/run.py --only b2      one of them, printed
+    python benchmarks/run.py --only b2 --update   and put in its place in RESULTS.md
     python benchmarks/run.py --quick        small files, few rounds, printed: to see that they run
 
 Some minutes and 4 GB of temporary files (in $TMPDIR); no other work on the machine meanwhile.
@@ -19,11 +20,19 @@ Written by `make bench`. {machine}; {versions}. Each way is run in turn with the
 a figure is the median of the rounds, a ratio the median of the rounds' ratios. README.md says what is compared, and why.
 """
 
+def merged(old, parts):
+    "The results `old` with the sections in `parts` put in their place, in order"
+    cut = lambda text: ['## '+s for s in ('\n'+text).split('\n## ')[1:]]
+    key = lambda s: s.split(':')[0]
+    sections = {key(s):s for s in [*cut(old), *cut('\n'.join(parts[1:]))]}
+    return '\n'.join(s.strip()+'\n' for s in [parts[0], *(sections[k] for k in sorted(sections))])
+
 def main():
     names = sorted(p.stem for p in HERE.glob('b[0-9]_*.py'))
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', default='', help='b1, b2, ... with commas between; the results are printed, not written')
     p.add_argument('--quick', action='store_true', help='small and rough; the results are printed, not written')
+    p.add_argument('--update', action='store_true', help='with --only: replace those sections of RESULTS.md')
     p.add_argument('--tmp', help='folder for temporary files')
     a = p.parse_args()
     only = a.only.split(',') if a.only else [n[:2] for n in names]
@@ -37,6 +46,7 @@ def main():
             print(f'{n} took {time.time()-start:.0f} s', file=sys.stderr, flush=True)
     text = '\n'.join(p.strip()+'\n' for p in parts)
     print(text)
-    if not a.quick and not a.only: (HERE/'RESULTS.md').write_text(text, encoding='utf-8'); print(f'written to {HERE/"RESULTS.md"}', file=sys.stderr)
+    if a.update and not a.quick: text = merged((HERE/'RESULTS.md').read_text(encoding='utf-8'), parts)
+    if not a.quick and (a.update or not a.only): (HERE/'RESULTS.md').write_text(text, encoding='utf-8'); print(f'written to {HERE/"RESULTS.md"}', file=sys.stderr)
 
 if __name__=='__main__': main()

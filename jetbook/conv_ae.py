@@ -121,4 +121,5 @@ def reconstruct(
     "Jets as a trained autoencoder sees and gives them back"
     learn = run.learner()
     x,_ = learn.dls.test_dl(store, idx=idx, bs=len(idx)).one_batch()
-    with torch.no_grad(): return x.cpu(), learn.model.eval().to(x.device)(x).cpu()
+    with torch.no_grad(): out = learn.model.eval().to(x.device)(x)
+    return x.cpu(), (out[0] if isinstance(out, tuple) else out).cpu()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECIPE_MODULES', 'RESERVED', 'SCHEDULES', 'Recipe', 'recipe', 'toy_learner', 'get_recipe', 'recipes', 'save_bundle',
-           'load_bundle', 'fit_weights', 'find_lr', 'Checkpoint', 'fingerprint', 'Run', 'train', 'plot_losses',
-           'evaluate', 'compare', 'compare_plot']
+           'load_bundle', 'fit_weights', 'find_lr', 'Checkpoint', 'fingerprint', 'keep_memory', 'Run', 'train',
+           'plot_losses', 'evaluate', 'compare', 'compare_plot']
 
 # %% ../nbs/01a_runs.ipynb #b663ca68
-import importlib,importlib.util,inspect,json,math,os,platform,random,shutil,time,types,typing,warnings
+import importlib,importlib.util,inspect,json,math,os,platform,random,shutil,sys,time,types,typing,warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime,timezone
@@ -433,6 +433,16 @@ def fingerprint(
     return dict(n=len(s), height=s.height, width=s.width, channels=list(s.channels), upsample=dict(s.upsample), layout=s.layout,
                 columns=sorted(s.columns), source=s.source, digest=h.hexdigest())
 
+# %% ../nbs/01a_runs.ipynb #17e22a0b
+def keep_memory(): # bool: could it be asked for?
+    "Let the C library keep freed memory rather than return it to the system (glibc; nothing happens elsewhere)"
+    import ctypes
+    if not sys.platform.startswith('linux'): return False
+    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
+    except (OSError,AttributeError): return False
+    threshold,trim = -3,-1                              # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    return bool((mallopt(threshold, 2**30) or mallopt(threshold, 2**25)) and mallopt(trim, 2**31-1))
+
 # %% ../nbs/01a_runs.ipynb #8d5bf598
 def _like(d, n=64):
     "Toy jets in the geometry of the fingerprint `d`"
@@ -546,6 +556,7 @@ def train(
     learn = _seeded(r, store, sp, settings, seed)
     if not old and lr_max=='find': config['lr_max'] = find_lr(learn)
     if not old: _write_json(out/'config.json', config)
+    if next(learn.model.parameters()).device.type=='cpu': keep_memory()
     return _fit(learn, Run(out), progress, cbs)
 
 # %% ../nbs/01a_runs.ipynb #2d243501
