@@ -16,7 +16,7 @@ from timing import machine, versions
 
 HEAD = """# Results
 
-Written by `make bench`. {machine}; {versions}. Each way is run in turn with the others, in one process and one thread;
+Written by `make bench`. {machine}; {versions}. Each way is run in turn with the others, in one thread;
 a figure is the median of the rounds, a ratio the median of the rounds' ratios. README.md says what is compared, and why.
 """
 
