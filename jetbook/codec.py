@@ -222,6 +222,7 @@ class LatentCodec:
         **config # as `prepare` made it
     ):
         learn = run.learner()
+        if not (hasattr(learn.model,'encode') and hasattr(learn.model,'decode')): raise ConfigError('This model is no code', found=run.config['recipe'], expected='pixel_code, or an autoencoder with encode and decode', do='jetbook train pixel_code STORE -o RUN')
         if len(learn.dls.train.tfms.fs): raise ConfigError('This autoencoder needs numbers of each image to undo its transforms', found=run.config['recipe'], do='take one that sees the images as they are, e.g. dense_ae')
         self.side,self.channels = run.config['store'],len(learn.dls.train.channels)
         self.coder = LatentCoder(learn.model.cpu(), 1/16 if step is None else float(step))
@@ -282,8 +283,6 @@ def make_codec(
     run = run if isinstance(run,Run) else Run(run)
     if not run.complete: raise ConfigError(f'{run.name} is not trained', do='finish its training: start it again')
     if run.config['recipe']=='pixel_code': return PixelCodec(run, step, **config)
-    model = run.model
-    if not (hasattr(model,'encode') and hasattr(model,'decode')): raise ConfigError('This model is no code', found=run.config['recipe'], expected='pixel_code, or an autoencoder with encode and decode', do='jetbook train pixel_code STORE -o RUN')
     return LatentCodec(run, step, **config)
 
 # %% ../nbs/02d_codec.ipynb #58221352

@@ -15,8 +15,8 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from .data import ConfigError,JetStore
 from .loaders import Split,jet_dls
-from .losses import Estimate,residual_sigma
-from .runs import recipe
+from .losses import Estimate,_grid,_residual_summary
+from .runs import recipe,_before_after
 
 # %% ../nbs/02a_dense_ae.ipynb #6dfe06d2
 class DenseAE(nn.Module):
@@ -90,10 +90,8 @@ def errors(
     out = {}
     for cls,name in ((1,'signal'),(0,'background')):
         for k,short in (('mass','m'),('pt','pT')):
-            r = _residuals(df[df.signal==cls], k)
-            rng = np.random.default_rng(seed)
-            reps = [residual_sigma(r[rng.integers(0, len(r), len(r))]) for _ in range(n_boot)]
-            out[f'{name} {short}'] = Estimate(*(100*v for v in (residual_sigma(r), *np.quantile(reps, [.025,.975]))))
+            s = _residual_summary(k, _residuals(df[df.signal==cls], k), n_boot=n_boot, seed=seed)
+            out[f'{name} {short}'] = Estimate(*(100*s[f'{k}_2sigma{o}'] for o in ('','_lo','_hi')))
     return out
 
 def _residuals(df, k):
@@ -140,10 +138,8 @@ def frame(
     pred:Tensor, # their images after some code (n, 1, H, W), GeV
 ): # pandas.DataFrame as from `in_out`
     "As `in_out`, of any images"
-    from jetbook.losses import image_pt_mass
     x = store.images(idx)
-    (pi,mi),(po,mo) = (image_pt_mass(v, store.cell) for v in (x,pred))
-    return pd.DataFrame(dict(jet=np.asarray(idx), signal=store.columns[store.label_column][idx], pt_in=pi.numpy(), pt_out=po.numpy(), mass_in=mi.numpy(), mass_out=mo.numpy(), mse=(x-pred).square().mean((1,2,3)).numpy()))
+    return pd.DataFrame(dict(jet=np.asarray(idx), signal=store.columns[store.label_column][idx], **{k:v.numpy() for k,v in _before_after(x, pred, store.cell).items()}, mse=(x-pred).square().mean((1,2,3)).numpy()))
 
 # %% ../nbs/02a_dense_ae.ipynb #0b35be39
 class CellAE(nn.Module):
@@ -194,9 +190,8 @@ def momentum_grid(
     cell:float, # width of a pixel in eta and phi
 ): # float64 (side^2, 4): cos(phi), cosh(eta)-cos(phi), sin(phi), sinh(eta) at the pixel centres
     "Weights whose sums over an image of pT fix the jet's four-momentum"
-    v = (torch.arange(side, dtype=torch.float64)-(side-1)/2)*cell
-    eta,phi = (o.flatten() for o in torch.meshgrid(v, v, indexing='ij'))
-    return torch.stack([phi.cos(), eta.cosh()-phi.cos(), phi.sin(), eta.sinh()], 1)
+    one,cosh1,cos1,sinh,sin = _grid((side,side), cell, 'row', torch.zeros(1, dtype=torch.float64)).unbind(1)
+    return torch.stack([one-cos1, cosh1+cos1, sin, sinh], 1)
 
 # %% ../nbs/02a_dense_ae.ipynb #658cb1c2
 def tilt(

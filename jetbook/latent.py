@@ -10,12 +10,9 @@ import math,numpy as np,pandas as pd,torch,torch.nn.functional as F
 from .data import ConfigError,DataError,JetStore
 from .losses import Estimate
 from .observables import girth,jet_mass,jet_pt,leading_share,multiplicity,particles,ptd
-from .runs import Run
-from .vae import SqrtLog,latent_kl,latents
+from .vae import SqrtLog,latent_kl,latents,_learner
 
 # %% ../nbs/03a_latent.ipynb #a12da5fb
-def _learner(o): return o.learner() if isinstance(o, Run) else o
-
 @torch.no_grad()
 def traverse(
     learn, # a trained VAE: a Learner or a Run

@@ -20,7 +20,7 @@ from fastai.learner import AvgMetric,Learner
 from fastai.optimizer import OptimWrapper
 from .data import ConfigError,DataError,JetStore
 from .loaders import Split,jet_dls
-from .losses import BCEReconstruction,GaussianNLL
+from .losses import BCEReconstruction,GaussianNLL,KLDivergence
 from .runs import Run,recipe,_reconstruct
 from .sparse_ae import PatchGrid
 from .transforms import Flip,JetTransform,MinMax,Pad
@@ -39,7 +39,7 @@ def latent_kl(
     logvar:Tensor, # logarithm of their variance (B, L)
 ): # (B, L), nats
     "KL divergence of each latent number from N(0,1)"
-    return .5*(mean.square() + logvar.expm1() - logvar)
+    return KLDivergence('none')(mean.reshape(-1,1), logvar.reshape(-1,1)).view_as(mean)
 
 # %% ../nbs/03_vae.ipynb #71e95412
 class ELBO(nn.Module):
@@ -67,7 +67,7 @@ class ELBO(nn.Module):
         target:Tensor=None, # not looked at
     ): # scalar, nats a jet
         "The KL, all of it"
-        return latent_kl(pred[1], pred[2]).sum(1).mean()
+        return KLDivergence()(pred[1], pred[2])
 
     def forward(self, pred, target):
         kl = latent_kl(pred[1], pred[2]).mean(0).clamp_min(self.free_bits).sum() if self.free_bits else self.kl(pred)
@@ -228,6 +228,9 @@ def vae(
     return _vae_learner(dls, model, elbo, warmup, cycles)
 
 # %% ../nbs/03_vae.ipynb #6d9a7f28
+def _sqrt_log(x, floor): return torch.where(x > 0, (x/floor).clamp_min(1.0025).log().sqrt(), 0.)
+def _exp_square(y, floor): return torch.where(y > 0, floor*y.square().exp(), 0.)
+
 class SqrtLog(JetTransform):
     "`sqrt(ln(x/floor))` of lit pixels; dark ones stay 0"
     def __init__(self,
@@ -244,8 +247,8 @@ class SqrtLog(JetTransform):
         "Put the floor at 9/10 of each channel's smallest lit value"
         return cls([.9*float(v.min()) if len(v) else 1. for _,_,v in store.to('cpu').entries.values()])
 
-    def encodes(self, x:Tensor): return torch.where(x > 0, (x/self.floor.to(x.device)).clamp_min(1.0025).log().sqrt(), 0.) # images (B, C, H, W)
-    def decodes(self, y:Tensor): return torch.where(y > 0, self.floor.to(y.device)*y.square().exp(), 0.) # transformed images (B, C, H, W)
+    def encodes(self, x:Tensor): return _sqrt_log(x, self.floor.to(x.device)) # images (B, C, H, W)
+    def decodes(self, y:Tensor): return _exp_square(y, self.floor.to(y.device)) # transformed images (B, C, H, W)
 
 # %% ../nbs/03_vae.ipynb #ce31d41f
 Hurdle = namedtuple('Hurdle', 'logits mean sigma sums')
@@ -292,10 +295,10 @@ def _rings(self:SparseVAE, edges):
     for k,n in dict(floor=len(g.up), top=len(g.up), ring_mean=self.rings, ring_std=self.rings).items(): self.register_buffer(k, torch.ones(n))
 
 @patch
-def _physical(self:SparseVAE, p): return torch.where(p > 0, self.floor[self.channel]*p.square().exp(), 0.)
+def _physical(self:SparseVAE, p): return _exp_square(p, self.floor[self.channel])
 
 @patch
-def _scaled(self:SparseVAE, v): return torch.where(v > 0, (v/self.floor[self.channel]).clamp_min(1.0025).log().sqrt(), 0.)
+def _scaled(self:SparseVAE, v): return _sqrt_log(v, self.floor[self.channel])
 
 @patch
 def _sums(self:SparseVAE, v): return v.flatten(1) @ self.member
