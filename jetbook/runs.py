@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPE_MODULES', 'RESERVED', 'SCHEDULES', 'Recipe', 'recipe', 'toy_learner', 'get_recipe', 'recipes', 'save_bundle',
-           'load_bundle', 'fit_weights', 'find_lr', 'Checkpoint', 'fingerprint', 'keep_memory', 'Run', 'train',
-           'plot_losses', 'evaluate', 'compare', 'compare_plot']
+           'load_bundle', 'fit_weights', 'find_lr', 'Checkpoint', 'fingerprint', 'keep_memory', 'Run', 'score', 'AUC',
+           'train', 'plot_losses', 'evaluate', 'compare', 'compare_plot']
 
 # %% ../nbs/01a_runs.ipynb #b663ca68
 import importlib,importlib.util,inspect,json,math,os,platform,random,shutil,sys,time,types,typing,warnings
@@ -18,11 +18,12 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.schedule import LRFinder,ParamScheduler,SchedCos,combined_cos,valley
-from fastai.learner import Learner,CancelFitException
+from fastai.learner import Learner,Metric,CancelFitException
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import find_bs,set_seed
 from safetensors.torch import load_file,save
+from sklearn.metrics import roc_auc_score
 from torch import nn
 import fastai,fastai.callback.progress
 from . import __version__
@@ -76,7 +77,7 @@ def _check_value(name, k, v, kinds):
 
 # %% ../nbs/01a_runs.ipynb #03865aac
 _recipes = {}
-RECIPE_MODULES = ('conv_ae','dense_ae','sparse_ae','compress','vae','gnn','anomaly','cnn') # modules of jetbook that register recipes when imported
+RECIPE_MODULES = ('conv_ae','dense_ae','sparse_ae','compress','vae','gnn','contrastive','sets','anomaly','cnn') # modules of jetbook that register recipes when imported
 RESERVED = 'recipe store out epochs lr_max schedule seed split_seed valid test n_train resume progress cbs'.split() # what `train` itself takes
 
 def recipe(
@@ -519,6 +520,23 @@ def _same(old, new, found_lr):
     if diff := [k for k in keys if _json(old.get(k))!=_json(new[k])]:
         raise ConfigError('The folder holds another run', found='; '.join(f'{k}: {short(old.get(k))}'[:80] for k in diff), expected='; '.join(f'{k}: {short(new[k])}'[:80] for k in diff), do='choose another folder')
 
+# %% ../nbs/01a_runs.ipynb #511cf10f
+def score(
+    out, # what a classifier gives: two logits a jet (B, 2) or one (B,), or a tuple that begins with them
+): # float32 (B,), from 0 to 1
+    "Probability of class 1"
+    out = (out[0] if isinstance(out, (tuple,list)) else out).detach().float().cpu()
+    return out.softmax(-1)[:,1] if out.ndim==2 and out.shape[1]==2 else out.flatten().sigmoid()
+
+class AUC(Metric):
+    "Area under the ROC curve of a classifier, for a Learner's `metrics`"
+    name = 'auc'
+    def reset(self): "Forget all jets"; self.scores,self.y = [],[]
+    def accumulate(self, learn): "Take in a batch"; self.scores.append(score(learn.pred)); self.y.append(learn.y.cpu())
+
+    @property
+    def value(self): "AUC of the jets seen; None without jets of both classes"; y = torch.cat(self.y); return float(roc_auc_score(y, torch.cat(self.scores))) if len(y.unique())==2 else None
+
 # %% ../nbs/01a_runs.ipynb #8256de05
 def train(
     recipe:str, # name of a recipe
@@ -564,6 +582,7 @@ def _seeded(r, store, sp, settings, seed):
     set_seed(seed)
     learn = r.func(store, sp, **settings)
     if hasattr(learn.dls.train,'seed'): learn.dls.train.seed = seed
+    if r.task=='classify' and 'auc' not in learn.metrics.attrgot('name'): learn.metrics = [*learn.metrics, AUC()]
     set_seed(seed+1)
     return learn
 
@@ -630,9 +649,8 @@ def _runs(runs):
 def _classify(learn, dl):
     "Scores (probability of class 1) and labels of the jets in `dl`"
     with _quietly(learn): out,y = learn.get_preds(dl=dl, act=lambda o: o)
-    out = out[0] if isinstance(out, tuple) else out
-    score = (out.float().softmax(-1)[:,1] if out.ndim==2 and out.shape[1]==2 else out.float().flatten().sigmoid()).numpy()
-    return classification_metrics(y.numpy(), score), dict(y=y.numpy(), score=score)
+    s,y = score(out).numpy(),y.numpy()
+    return classification_metrics(y, s), dict(y=y, score=s)
 
 @torch.no_grad()
 def _reconstruct(learn, dl):
