@@ -10,6 +10,7 @@ __all__ = ['Nodes', 'FEATURES', 'GraphSpec', 'native_nodes', 'pixel_nodes', 'mak
 import hashlib,json,os
 import numpy as np, torch
 from collections import namedtuple
+from functools import reduce
 from dataclasses import asdict,dataclass,fields
 from pathlib import Path
 from fastcore.basics import patch
@@ -19,7 +20,7 @@ from numba import njit
 from torch import Tensor
 from .data import ConfigError,DataError,JetStore,atomic_path
 from .loaders import Split,StoreDL,split
-from .edges import Edges,delaunay_edges,edge_index,full_edges,gaussian_weights,join_edges,knn_edges,radius_edges,undirected
+from .edges import delaunay_edges,full_edges,gaussian_weights,join_edges,knn_edges,radius_edges,undirected
 
 # %% ../nbs/04_graphs.ipynb #b244552c
 @dataclass(frozen=True)
@@ -78,10 +79,21 @@ def native_nodes(
 ): # Nodes
     "One node an entry: a track cell, an ECAL crystal, an HCAL tower at its centre"
     row,col,ch,v,offsets = store.clouds(idx)
-    v = v*np.array([store.upsample[c]**2 for c in store.channels], np.float32)[ch]
-    value = np.zeros((len(v),len(store.channels)), np.float32)
-    value[np.arange(len(v)),ch] = v
-    return _filled(_brightest(_kept(Nodes(row, col, value, offsets, store.height, store.width, store.cell), np.abs(v)>threshold), max_nodes))
+    up = np.array([store.upsample[c] for c in store.channels])
+    res = np.empty(len(v),np.float32),np.empty(len(v),np.float32),np.zeros((len(v),len(up)),np.float32)
+    _native(row, col, ch, v, offsets, up, store.width, *res)
+    nodes = Nodes(*res, offsets, store.height, store.width, store.cell)
+    return _filled(_brightest(_kept(nodes, np.abs(_intensity(nodes))>threshold), max_nodes))
+
+@njit(nogil=True, cache=True)
+def _native(row, col, ch, v, offsets, up, W, new_row, new_col, value):
+    "Put each jet's entries in order, row by row, and all of a tower's intensity into its node"
+    for b in range(len(offsets)-1):
+        lo,hi = offsets[b],offsets[b+1]
+        order = np.argsort(row[lo:hi]*np.float64(2*W)+col[lo:hi], kind='mergesort')
+        for i in range(hi-lo):
+            j = lo+order[i]
+            new_row[lo+i],new_col[lo+i],value[lo+i,ch[j]] = row[j],col[j],v[j]*up[ch[j]]**2
 
 def _intensity(nodes): return nodes.value.sum(1)
 
@@ -284,14 +296,14 @@ def _edges_of(nodes, spec):
     make = dict(knn=lambda: knn_edges(pos, nodes.offsets, spec.k, spec.loop), radius=lambda: radius_edges(pos, nodes.offsets, spec.radius/nodes.cell, spec.loop),
                 delaunay=lambda: delaunay_edges(pos, nodes.offsets), full=lambda: full_edges(pos, nodes.offsets, spec.loop))
     parts = [make[k]() for k in spec.edges.split('+')]
-    e = parts[0] if len(parts)==1 else join_edges(*parts)
+    e = reduce(join_edges, parts)
     return undirected(e) if spec.undirected else e
 
-def _attributes(e, i, pos, nodes, spec):
+def _attributes(e, pos, nodes, spec):
     out = {}
     w = gaussian_weights(e, nodes.offsets) if spec.weights else None
     if w is not None: out['edge_weight'] = w
-    kinds = dict(distance=lambda: np.sqrt(e.d2)[:,None]*nodes.cell, weight=lambda: w[:,None], relative=lambda: pos[i[0]]-pos[i[1]])
+    kinds = dict(distance=lambda: np.sqrt(e.d2)[:,None]*nodes.cell, weight=lambda: w[:,None], relative=lambda: pos[e.index[0]]-pos[e.index[1]])
     if spec.edge_attr: out['edge_attr'] = np.concatenate([kinds[k]() for k in spec.edge_attr], 1).astype(np.float32)
     return out
 
@@ -321,8 +333,7 @@ def graphs(
     per_node,per_edge,at = dict(x=node_features(nodes, spec.features, store), pos=pos),{},None
     if spec.edges is not None:
         e = _edges_of(nodes, spec)
-        i = edge_index(e)
-        per_edge,at = dict(edge_index=i, **_attributes(e, i, pos, nodes, spec)),e.start[nodes.offsets]
+        per_edge,at = dict(edge_index=e.index, **_attributes(e, pos, nodes, spec)),e.start[nodes.offsets]
     return _pyg(per_node, per_edge, _columns(store, idx), nodes.offsets, at)
 
 # %% ../nbs/04_graphs.ipynb #b76d2ad5
