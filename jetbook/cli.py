@@ -302,18 +302,41 @@ def _trained_on(run):
 
 # %% ../nbs/10_cli.ipynb #f41d6a48
 @verb('train and score',
-    arg('runs', metavar='RUN', nargs='+', help='run folders'),
+    arg('runs', metavar='RUN', nargs='+', help='run folders; with --recipes, the jets instead: a packed store or sample:NAME'),
+    arg('--recipes', metavar='A,B,…', help='train these classifiers on the same jets, with several seeds each, and score them'),
+    arg('-o', '--output', metavar='FOLDER', help='with --recipes: where the runs go; those that are there are kept'),
+    arg('--seeds', type=int, default=3, metavar='N', help='with --recipes: trainings of each (default: 3)'),
+    arg('--epochs', type=int, help="with --recipes: default: each recipe's own"),
+    arg('--n-train', type=int, metavar='N', help='with --recipes: train on N jets only'),
+    arg('--valid', type=float, default=.1, help='with --recipes: part to choose models by (default: 0.1)'),
+    arg('--test', type=float, default=.4, help='with --recipes: part to report on (default: 0.4)'),
     arg('--part', default='test', help='whose figures (default: test)'),
     arg('--plot', metavar='PNG', help='also draw ROC curves (classifiers) or losses'),
     _JSON,
-    example='  jetbook compare runs/* --plot runs.png')
+    example='  jetbook compare runs/* --plot runs.png\n  jetbook compare sample:qg --recipes pfn,sage --seeds 3 -o runs/taggers --plot roc.png\n\nA comparison that was stopped goes on where it was when started again.')
 def _compare(a):
     "Runs side by side: what was trained, and what came out"
+    if a.recipes or a.output: return _contest(a)
     from jetbook.runs import compare,compare_plot
     t = compare(*a.runs, part=a.part)
     if a.plot: _save(compare_plot(*a.runs, part=a.part).figure, a.plot)
     if a.json: _print_json(t)
     else: _table(t.T if len(t.columns) > 2*len(t) else t)
+
+def _contest(a):
+    "Train classifiers with several seeds, and put them beside single observables and boosted trees"
+    from jetbook.data import ConfigError
+    from jetbook.demo import training_bar
+    from jetbook.taggers import baselines,compare_recipes,plot_roc,tagger_scores,tagger_table
+    if not (a.recipes and a.output and len(a.runs)==1): raise ConfigError('A comparison of recipes needs one store, --recipes and -o', found=f'{len(a.runs)} stores or runs, --recipes {a.recipes}, -o {a.output}')
+    if a.seeds < 1: raise ConfigError('Nothing to train', found=f'--seeds {a.seeds}', expected='1 or more')
+    store = _open(a.runs[0])
+    runs = compare_recipes(store, _names(a.recipes), a.output, range(a.seeds), a.part, a.valid, a.test, None if a.quiet else lambda name: [training_bar(f'train {name}')], epochs=a.epochs, n_train=a.n_train)
+    scores = {**tagger_scores(runs, a.part), **baselines(store, runs[0].split(store), a.part, range(a.seeds))}
+    t = tagger_table(scores)
+    if a.plot: _save(plot_roc(scores).figure, a.plot)
+    if a.json: _print_json(t)
+    else: _table(t)
 
 def _save(fig, path):
     import matplotlib.pyplot as plt
@@ -360,6 +383,7 @@ def _demo(a):
     from jetbook.demo import demo
     d = demo(a.output, a.jets, a.epochs, a.lr, a.seed, progress=not a.quiet)
     _table(d.scores, 'test part')
+    _table(d.taggers)
     memory = f', at most {d.memory:,.0f} MB resident' if d.memory else ''
     print(f'\n{sum(d.seconds.values()):.0f} seconds{memory}. Report: {d.report}')
 

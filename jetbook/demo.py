@@ -306,8 +306,8 @@ def _own_folder(out):
 _SMALL_JETS = 3000 # W and QCD jets for the latent map and the compression curve
 _DEMO_SETTINGS = dict(start=0.05, bs=32) # a start and a batch size that learn sooner than the reference's
 
-Demo = namedtuple('Demo', 'scores report seconds memory')
-Demo.__doc__ = "What a demo gave: `scores` (DataFrame), path of the `report`, `seconds` by step, peak `memory` in MB"
+Demo = namedtuple('Demo', 'scores report seconds memory taggers')
+Demo.__doc__ = "What a demo gave: `scores` of the autoencoders and of the `taggers` (DataFrames), path of the `report`, `seconds` by step, peak `memory` in MB"
 
 def demo(
     out:str|Path='demo', # folder for all it writes
@@ -317,7 +317,7 @@ def demo(
     seed:int=0, # of the trainings
     progress:bool=True, # show bars
 ): # Demo
-    "Dense file, info, pack, verify, train a channel at a time, evaluate, a latent map, compression, pictures: the whole chain, and a report of it"
+    "Dense file, info, pack, verify, train a channel at a time, evaluate, a tagger, a latent map, compression, pictures: the whole chain, and a report of it"
     from jetbook.files import info,pack,verify
     from jetbook.runs import train
     store,clock = sample('qg'),_Clock()
@@ -333,10 +333,11 @@ def demo(
         with clock('evaluate'): scores.append(beside_black(runs[-1], store))
     scores = pd.concat(scores)
     page = _demo_report(dense, facts, store, same, runs, scores, clock)
+    taggers = _demo_taggers(page, store, out, 2*epochs, seed, progress, clock)
     _demo_small(page, out, min(jets,_SMALL_JETS), epochs, seed, progress, clock)
     memory = peak_memory()
     _demo_machine(page, clock, memory)
-    return Demo(scores, page.save(out/'report.html'), dict(clock), memory)
+    return Demo(scores, page.save(out/'report.html'), dict(clock), memory, taggers)
 
 # %% ../nbs/10a_demo.ipynb #294dbbf2
 _SIMULATED = 'The jets are simulated with Pythia 8 and a parametrised detector. They are not CMS data: what is shown here says how jetbook works, not how well it does on a measurement.'
@@ -394,6 +395,22 @@ def _demo_machine(page, clock, memory):
     page.add('What it took', facts={'seconds in all':sum(clock.values()), 'peak resident memory, MB':memory}, table=pd.DataFrame({'seconds':clock}).rename_axis('step'))
     page.add(text=f'On {machine()}. '+', '.join(f'{k} {v}' for k,v in versions().items())+'.')
     page.footer = f'Made by `jetbook demo`. {_SIMULATED}'
+
+# %% ../nbs/10a_demo.ipynb #2dc6e4d6
+def _demo_taggers(page, store, out, epochs, seed, progress, clock):
+    "The section on quark/gluon taggers; gives its table"
+    from jetbook.runs import evaluate,train
+    from jetbook.taggers import baselines,jet_observables,plot_roc,tagger_scores,tagger_table
+    with clock('train a tagger'): run = train('pfn', store, out/'runs'/'pfn', epochs, seed=seed, progress=False, cbs=[training_bar('train pfn')] if progress else ())
+    with clock('evaluate'): evaluate(run, store)
+    with clock('observables and a boosted tree'): scores = {**tagger_scores([run]), **baselines(store, run.split(store))}
+    with clock('pictures'): table,ax = tagger_table(scores).drop(columns=['spread','seeds']),plot_roc(scores)
+    n = {k:len(getattr(run.split(store),k)) for k in ('train','test')}
+    page.add('Quark or gluon?', f'A set network (recipe `pfn`) takes a jet as the list of what the detector saw, each entry with its direction and momentum, and learnt from {n["train"]:,} jets in {run.metrics["fit"]["seconds"]:.0f} seconds to tell quark from gluon jets. '
+             f'Beside it single observables, and boosted trees on {jet_observables(store, [0]).shape[1]} of them. All are scored on the same {n["test"]:,} jets of the test part; lo and hi are the ends of the 95% interval of the AUC. With so few jets it is wide.',
+             table=table, command=f'jetbook train pfn {store.path} -o {run.path} --epochs {epochs} --seed {seed}\njetbook evaluate {run.path} {store.path}\njetbook compare {store.path} --recipes pfn --epochs {epochs} --seeds 3 -o {out/"taggers"}')
+    _add(page, ax.figure, alt='Background rejection against signal efficiency of the set network, the boosted tree and four single observables', text='How many gluon jets are turned away for one that passes, against the share of quark jets kept. What longer trainings on more jets reach is in notebook 05c.')
+    return table
 
 # %% ../nbs/10a_demo.ipynb #b0a2e8aa
 def _demo_small(page, out, n, epochs, seed, progress, clock):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SINGLE', 'jet_observables', 'one_observable', 'boosted_tree', 'baselines', 'compare_recipes', 'tagger_scores',
            'ensemble_scores', 'tagger_table', 'auc_gain', 'plot_roc', 'plot_learning', 'calibration',
-           'calibration_error', 'plot_calibration']
+           'calibration_error', 'plot_calibration', 'size_curve', 'plot_sizes']
 
 # %% ../nbs/05c_taggers.ipynb #ee13e5fe
 import time, warnings
@@ -241,4 +241,40 @@ def plot_calibration(
         ax.errorbar(t.score, t.share, t.error, marker='.', lw=1, capsize=2, label=f"{k}: {calibration_error(o['y'], o['score'], bins):.3f}")
     ax.plot([0,1], [0,1], ':', c='grey')
     ax.set(xlabel='probability given for class 1', ylabel='share of class 1', xlim=(0,1), ylim=(0,1)); ax.legend(fontsize=8, title='calibration error', title_fontsize=8)
+    return ax
+
+# %% ../nbs/05c_taggers.ipynb #b8a56f78
+def size_curve(
+    store:JetStore, # N jets with labels
+    recipes, # as for `compare_recipes`
+    out:str|Path, # folder for the runs
+    sizes=(1000,3000,10_000), # training jets
+    seeds=(0,1,2), # one training each
+    full:int=12_000, # training jets for which a recipe's own number of epochs is right
+    **kwargs # arguments of `compare_recipes`
+): # dict: size -> scores, as from `tagger_scores`
+    "Taggers trained on more and more jets"
+    wanted,res = recipes if isinstance(recipes, dict) else {k:{} for k in recipes},{}
+    for n in sizes:
+        own = lambda k,a: a.get('epochs') or get_recipe(a.get('recipe', k)).epochs
+        grown = {k:{**a, 'epochs':max(1, round(own(k,a)*max(1, full/n)**.5))} for k,a in wanted.items()}
+        runs = compare_recipes(store, grown, Path(out)/f'{n}', seeds, n_train=n, **kwargs)
+        res[n] = {**tagger_scores(runs), **baselines(store, runs[0].split(store), seeds=seeds)}
+    return res
+
+# %% ../nbs/05c_taggers.ipynb #fa45e856
+def plot_sizes(
+    curve:dict, # from `size_curve`
+    names=None, # taggers to draw; default: all
+    ax=None, # matplotlib axes; default: new ones
+    **kwargs # arguments of `tagger_table`
+): # the axes
+    "AUC against the number of training jets, with intervals"
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(5.5,4), layout='constrained')[1]
+    tables = {n:tagger_table(s, **kwargs) for n,s in curve.items()}
+    for i,k in enumerate(names or list(next(iter(curve.values())))):
+        t = pd.DataFrame({n:t.loc[k] for n,t in tables.items()}).T
+        ax.errorbar(np.array(t.index)*1.02**i, t.auc.astype(float), np.stack([t.auc-t.lo, t.hi-t.auc]).astype(float), marker='.', capsize=2, label=k)
+    ax.set(xscale='log', xlabel='training jets', ylabel='AUC, test part'); ax.legend(fontsize=8)
     return ax

@@ -133,7 +133,7 @@ def test_demo(tmp_path):
     assert re.search(r'^HCAL, all black ', r.stdout, re.M) and r.stdout.strip().endswith('out/report.html')
     page = (tmp_path/'out/report.html').read_text(encoding='utf-8')
     assert 'simulated with Pythia 8 and a parametrised detector' in page
-    assert page.count('<figure>')==7 and page.count('data:image/png;base64,')==14     # means, losses, three galleries, latent map, compression; for light and for dark
+    assert page.count('<figure>')==8 and page.count('data:image/png;base64,')==16     # means, losses, three galleries, ROC curves, latent map, compression; for light and for dark
     assert page.count('<figure>')==len(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
     assert not re.search(r'(src|srcset|href)="(?!data:image/png|#)', page)           # nothing from elsewhere
     assert not re.search(r'/(tmp|home|root|Users)/', page) and str(tmp_path) not in page

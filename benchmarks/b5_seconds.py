@@ -1,0 +1,145 @@
+"B5: seconds of training to the best AUC that the reference's graph network reaches, same jets"
+import json, subprocess, sys, time, warnings
+import numpy as np, torch
+from timing import median, number, show, table
+from torch import nn
+
+BS,SIZES = 128,dict(train=12_000, valid=2_400)
+KINDS = ('gcn','gat','sage','gin')
+
+# R4 as a notebook writes it: a KD-tree a jet, a list of Data, PyG's DataLoader and convolutions, Adam
+
+def written_graphs(store, idx, mean, std):
+    from scipy.spatial import cKDTree
+    from torch.nn.functional import interpolate
+    from torch_geometric.data import Data
+    res = []
+    for i in idx:
+        img = interpolate(store.images([i]), (128,128), mode='bilinear', align_corners=False)[0]
+        img = ((img-mean)/std).clamp(min=0).permute(1,2,0)
+        pos = img.any(-1).nonzero()
+        xy = pos.numpy()
+        k = min(8, len(xy))
+        d,near = cKDTree(xy).query(xy, k=k)
+        d,near = d.reshape(len(xy),k),near.reshape(len(xy),k)
+        sigma = max(d[:,-1].mean(), 1e-6)
+        edge_index = torch.from_numpy(np.stack([near.ravel(), np.repeat(np.arange(len(xy)), k)]))
+        res.append(Data(x=img[pos[:,0],pos[:,1]], edge_index=edge_index, edge_weight=torch.from_numpy(np.exp(-d.ravel()**2/sigma**2)).float(), y=int(store.columns['y'][i])))
+    return res
+
+class Written(nn.Module):
+    def __init__(self, kind, h=64):
+        super().__init__()
+        from torch_geometric import nn as g
+        make = dict(gcn=g.GCNConv, gat=g.GATConv, sage=g.SAGEConv, gin=lambda i,o: g.GINConv(nn.Sequential(nn.Linear(i,o), nn.ReLU(), nn.Linear(o,o))))[kind]
+        self.kind,self.convs = kind,nn.ModuleList([make(3,h), make(h,2*h), make(2*h,h)])
+        self.head = nn.Sequential(nn.Linear(h,h//4), nn.ReLU(), nn.Linear(h//4,2))
+    def forward(self, b):
+        from torch_geometric.nn import global_mean_pool
+        x = b.x
+        for c in self.convs: x = (c(x, b.edge_index, b.edge_weight) if self.kind=='gcn' else c(x, b.edge_index)).relu()
+        return self.head(global_mean_pool(x, b.batch))
+
+def _auc(y, score):
+    from sklearn.metrics import roc_auc_score
+    return float(roc_auc_score(y, score))
+
+def _say(**row): print(json.dumps(row), flush=True)
+
+def _jets(scale):
+    from jetbook.data import sample
+    from jetbook.loaders import split
+    store = sample('qg')
+    sp = split(store, .1, .4)
+    return store,sp.train[::scale],sp.valid[::scale]
+
+def written(kind, epochs, scale, seed=0):
+    "Train R4 as written; after each quarter of an epoch say the seconds so far, without those of looking, and the AUC of the valid part"
+    from torch_geometric.loader import DataLoader
+    store,tr,va = _jets(scale)
+    some = torch.nn.functional.interpolate(store.images(tr[:1000]), (128,128), mode='bilinear', align_corners=False)
+    start = time.perf_counter()
+    graphs = [written_graphs(store, idx, some.mean(), some.std()) for idx in (tr,va)]
+    _say(graphs_per_second=(len(tr)+len(va))/(time.perf_counter()-start))
+    torch.manual_seed(seed)
+    net,ce = Written(kind),nn.CrossEntropyLoss()
+    opt,train,valid = torch.optim.Adam(net.parameters(), 1e-3),DataLoader(graphs[0], BS, shuffle=True),DataLoader(graphs[1], BS)
+    seconds,n,look = 0.,0,max(1, len(train)//4)
+    for _ in range(epochs):
+        net.train(); start = time.perf_counter()
+        for b in train:
+            opt.zero_grad(); loss = ce(net(b), b.y); loss.backward(); opt.step()
+            n += 1
+            if n%look: continue
+            seconds += time.perf_counter()-start
+            net.eval()
+            with torch.no_grad(): s = torch.cat([net(b).softmax(-1)[:,1] for b in valid])
+            _say(epoch=n/len(train), seconds=seconds, auc=_auc(store.columns['y'][va], s))
+            net.train(); start = time.perf_counter()
+        seconds += time.perf_counter()-start
+
+# jetbook
+
+def ours(name, epochs, scale, seed=0, bs=None):
+    "Train a recipe by one cycle, looking as often; its batches are made on the fly within the time"
+    from fastai.callback.core import Callback
+    from fastai.torch_core import set_seed
+    from jetbook.data import sample
+    from jetbook.loaders import Split
+    from jetbook.runs import get_recipe, keep_memory, score
+    store,tr,va = _jets(scale)
+    keep_memory(); set_seed(seed)
+    r = get_recipe(name)
+    sp = Split(tr, va, va[:2], len(store), (.1,.4), 0)
+    learn = r.func(store, sp)
+    class Look(Callback):
+        order,seconds = 100,0.
+        def before_train(self): self.start,self.every = time.perf_counter(),max(1, len(self.dls.train)//4)
+        def after_train(self): self.seconds += time.perf_counter()-self.start
+        def after_batch(self):
+            if not self.training or (self.learn.train_iter)%self.every: return
+            self.seconds += time.perf_counter()-self.start
+            self.model.eval()
+            with torch.no_grad(): s = torch.cat([score(self.model(*b[:self.dls.train.n_inp])) for b in self.dls.valid])
+            _say(epoch=self.learn.train_iter/len(self.dls.train), seconds=self.seconds, auc=_auc(store.columns['y'][va], s))
+            self.model.train(); self.start = time.perf_counter()
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, r.lr_max, cbs=Look())
+
+def _way(*args):
+    "One training in a process of its own; its lines"
+    r = subprocess.run([sys.executable, __file__, *map(str,args)], capture_output=True, text=True)
+    if r.returncode: raise RuntimeError(r.stderr[-3000:])
+    return [json.loads(l) for l in r.stdout.splitlines() if l.startswith('{')]
+
+def _reaches(rows, auc): return next((r['seconds'] for r in rows if r['auc']>=auc), None)
+
+BEST = 'sage' # of R4's and R5's, by the table of notebook 05c
+OURS = (('pfn',2), ('particle_net',2))
+
+def main(tmp, quick=False):
+    scale,epochs = (20,1) if quick else (1,8)
+    head,*ref = _way('written', BEST, epochs, scale)
+    top = max(r['auc'] for r in ref)
+    at = _reaches(ref, top)
+    rows = [[f'R4 `{BEST}` as written', f"{number(len(ref)*.25*SIZES['train']/scale/ref[-1]['seconds'])}", f'{top:.4f}', f'{at:,.0f}', '1']]
+    for name,n in OURS:
+        mine = [_way('ours', name, n, scale, seed) for seed in ((0,) if quick else (0,1,2))]
+        t = [_reaches(m, top) for m in mine]
+        rate = median([m[-1]['epoch']*SIZES['train']/scale/m[-1]['seconds'] for m in mine])
+        best = ', '.join(f"{max(r['auc'] for r in m):.4f}" for m in mine)
+        rows.append([f'`{name}`, {n} epochs of one cycle', number(rate), best, ', '.join('never' if o is None else f'{o:,.1f}' for o in t), 'never' if None in t else f'1/{at/max(t):,.0f}'])
+    return f"""## B5: seconds to the reference's best AUC
+
+{SIZES['train']//scale:,} jets of the shipped sample to train on, AUC on {SIZES['valid']//scale:,} others, looked at four times an epoch (the looking is not counted); one thread, a process a training.
+R4 as written: plain Adam 1e-3, batches of {BS}, PyG's own convolutions and loader, {epochs} epochs (its author: 40); its graphs, {head['graphs_per_second']:,.0f} a second from a KD-tree a jet, are ready before the clock starts, while
+jetbook's batches are made within it. Three seeds of jetbook's; the ratio is that of the slowest.
+
+{table(['training','jets/s','best AUC','seconds to it','part of the time'], rows)}
+"""
+
+if __name__=='__main__':
+    warnings.filterwarnings('ignore')
+    a = sys.argv[1:]
+    if a[:1]==['written']: written(a[1], int(a[2]), int(a[3]))
+    elif a[:1]==['ours']: ours(a[1], int(a[2]), int(a[3]), int(a[4]))
+    else: show(main(None, '--quick' in a))
