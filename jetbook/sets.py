@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['CELLS', 'cell_dls', 'CellScale', 'cell_scale', 'per_node', 'put_back', 'pool_cells', 'mlp', 'ParticleFlow',
            'check_set_network', 'check_padding_gradient', 'set_learner', 'pfn', 'pfn_quick', 'neighbours', 'EdgeConv',
-           'ParticleNet', 'particle_net']
+           'ParticleNet', 'particle_net', 'pair_features', 'AttentionBlock', 'ParticleTransformer',
+           'particle_transformer', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy', 'ensemble', 'blend',
+           'occlusion', 'energy_gradient', 'show_cells', 'ring_worth']
 
 # %% ../nbs/05b_sets.ipynb #074772db
 import math,numpy as np,torch,torch.nn.functional as F
@@ -18,7 +20,8 @@ from torch import Tensor,nn
 from .data import ConfigError,DataError,JetStore
 from .graphs import GraphSpec,graph_dls,make_nodes,node_features
 from .loaders import Split
-from .runs import get_recipe,recipe,score
+from .losses import classification_metrics
+from .runs import recipe,score
 
 # %% ../nbs/05b_sets.ipynb #14e482ca
 CELLS = ('centred','log','log_share','channel') # features of a cell: 2 offsets in eta and phi, 2 logarithms, a flag for each channel
@@ -319,3 +322,234 @@ def particle_net(
     _check_settings('particle_net', bs, dropout, k=k, **{f'widths[{i}]':w for i,w in enumerate(widths)})
     dls = cell_dls(store, split, bs)
     return set_learner(dls, ParticleNet(cell_scale(dls.train, flip), tuple(widths), k, dynamic, dropout), wd)
+
+# %% ../nbs/05b_sets.ipynb #3e787a16
+@torch.no_grad()
+def pair_features(
+    x:Tensor, # cells (B, N, F), standardised offsets and log energy first
+): # (B, 8, N*N)
+    "Logarithms of distance, kT, energy ratio and squared mass of all pairs, and their squares"
+    e,p = (x[:,:,None,i]-x[:,None,:,i] for i in (0,1))
+    a,b = x[:,:,None,2],x[:,None,:,2]
+    d,low,high = (e*e+p*p+.01).log()/2,torch.minimum(a,b),torch.maximum(a,b)
+    f = torch.stack([d, (low+d)/2, low-high, (low+high)/4+d/2], 1).flatten(2)
+    return torch.cat([f, f*f], 1)
+
+# %% ../nbs/05b_sets.ipynb #3bbf06aa
+class AttentionBlock(nn.Module):
+    "Each cell looks at all cells of its jet; then each by itself"
+    def __init__(self,
+        width:int, # numbers of a cell
+        heads:int, # ways of looking
+    ):
+        super().__init__()
+        self.heads,self.norm1,self.norm2 = heads,nn.LayerNorm(width),nn.LayerNorm(width)
+        self.qkv,self.out,self.own = nn.Linear(width, 3*width),nn.Linear(width, width),mlp(width, 2*width, width)
+
+    def forward(self,
+        h:Tensor, # cells (B, N, width)
+        bias:Tensor, # added to the logarithms of the weights (B, heads or 1, N or 1, N)
+    ): # (B, N, width)
+        "The cells after the block"
+        q,k,v = self.qkv(self.norm1(h)).unflatten(2, (3,self.heads,-1)).permute(2,0,3,1,4)
+        h = h + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1,2).flatten(2))
+        return h + self.own(self.norm2(h))
+
+# %% ../nbs/05b_sets.ipynb #cc688fe3
+class ParticleTransformer(nn.Module):
+    "Attention among all cells with what physics knows of pairs, pooling, a network for the jet"
+    def __init__(self,
+        scale:CellScale, # from `cell_scale`
+        width:int=64, # numbers of a cell
+        heads:int=4, # ways of looking
+        layers:int=2, # attention blocks
+        pairs:bool=True, # use the features of pairs?
+        dropout:float=.1, # in the jet's network
+        group:int=16, # jets at a time
+    ):
+        super().__init__()
+        self.scale,self.heads,self.group = scale,heads,group
+        self.cell = mlp(len(scale.x_mean), width, width)
+        self.blocks,self.norm = nn.ModuleList([AttentionBlock(width, heads) for _ in range(layers)]),nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(layers*heads, 8)) if pairs else None
+        self.jet = mlp(3*width+3, 64, 2, dropout=dropout)
+
+    def forward(self,
+        x:Tensor, # cells (B, N, F)
+        mask:Tensor, # which are real (B, N)
+        u:Tensor, # pt, m0 in GeV (B, 2)
+    ): # logits (B, 2)
+        "Two logits a jet"
+        x,u = self.scale(x, mask, u)
+        if not mask.shape[1]: x,mask = F.pad(x, (0,0,0,1)),F.pad(mask, (0,1))
+        groups = _groups(mask, self.group)
+        h = torch.cat([self.look(x[j,:max(n,1)], mask[j,:max(n,1)]) for j,n in groups])
+        return self.jet(torch.cat([h[torch.cat([j for j,_ in groups]).argsort()], u], 1))
+
+    def look(self,
+        x:Tensor, # standardised cells (B, N, F)
+        mask:Tensor, # which are real (B, N)
+    ): # (B, 3*width)
+        "Some jets after attention and pooling"
+        (B,N),no = mask.shape,torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -1e9)[:,None,None]
+        bias = [no]*len(self.blocks) if self.bias is None else ((self.bias@pair_features(x)).view(B, -1, self.heads, N, N)+no[:,None]).unbind(1)
+        h = self.cell(x)
+        for block,b in zip(self.blocks, bias): h = block(h, b)
+        return pool_cells(self.norm(h)*mask[...,None], mask)
+
+# %% ../nbs/05b_sets.ipynb #7bd6fa7a
+@recipe(task='classify', reference='Qu, Li, Qian 2022', epochs=8, lr_max=1e-3)
+def particle_transformer(
+    store:JetStore, # the jets
+    split:Split, # which to train on
+    *,
+    width:int=64, # numbers of a cell
+    heads:int=4, # ways of looking; they divide the width
+    layers:int=2, # attention blocks
+    pairs:bool=True, # use the features of pairs?
+    max_nodes:int|None=None, # keep only the brightest cells
+    dropout:float=.1, # in the jet's network
+    flip:bool=True, # mirror training jets at random?
+    wd:float=.01, # weight decay
+    bs:int=64, # jets a batch
+): # Learner
+    "Attention among all cells with features of pairs, small enough for a CPU"
+    _check_settings('particle_transformer', bs, dropout, width=width, heads=heads, layers=layers, **({} if max_nodes is None else dict(max_nodes=max_nodes)))
+    if width%heads: raise ConfigError('heads of particle_transformer do not divide its width', found=f'{heads} heads, width {width}')
+    dls = cell_dls(store, split, bs, max_nodes)
+    return set_learner(dls, ParticleTransformer(cell_scale(dls.train, flip), width, heads, layers, pairs, dropout), wd)
+
+# %% ../nbs/05b_sets.ipynb #4b11b103
+class Ensemble(nn.Module):
+    "Networks side by side; the mean of their probabilities"
+    def __init__(self,
+        *members:nn.Module, # (x, mask, u) -> logits (B, 2)
+    ):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self,
+        x:Tensor, # cells (B, N, F)
+        mask:Tensor, # which are real (B, N)
+        u:Tensor, # pt, m0 in GeV (B, 2)
+    ): # logarithms of the mean probabilities (B, 2), logits of the members (B, M, 2)
+        "What all say together, and each for itself"
+        each = torch.stack([m(x, mask, u) for m in self.members], 1)
+        return each.float().log_softmax(-1).logsumexp(1) - math.log(len(self.members)),each
+
+# %% ../nbs/05b_sets.ipynb #75fff2bc
+class EachCrossEntropy(nn.Module):
+    "Sum of the members' cross-entropies"
+    def forward(self,
+        out:tuple, # from `Ensemble`
+        y:Tensor, # classes (B,)
+    ): # scalar
+        "Members learn independently of each other"
+        each = out[1]
+        return F.cross_entropy(each.flatten(0,1), y.repeat_interleave(each.shape[1]))*each.shape[1]
+
+    def activation(self, out): "Probabilities"; return out[0].softmax(-1)
+    def decodes(self, out): "Classes"; return (out[0] if isinstance(out, (tuple,list)) else out).argmax(-1)
+
+def ensemble_accuracy(
+    out:tuple, # from `Ensemble`
+    y:Tensor, # classes (B,)
+): # scalar
+    "Share of jets that all together get right"
+    return accuracy(out[0], y)
+
+# %% ../nbs/05b_sets.ipynb #555794e3
+@recipe(task='classify', epochs=8, lr_max=2e-3)
+def ensemble(
+    store:JetStore, # the jets
+    split:Split, # which to train on
+    *,
+    members:tuple=('particle_net','particle_net','particle_transformer'), # names of recipes of this notebook; one may come several times
+    wd:float=.01, # weight decay
+    bs:int=128, # jets a batch
+): # Learner
+    "Several set networks trained side by side, their probabilities averaged"
+    known = dict(pfn=pfn, pfn_quick=pfn_quick, particle_net=particle_net, particle_transformer=particle_transformer)
+    if not members or (bad := [m for m in members if m not in known]): raise ConfigError('No such member of an ensemble', found=bad if members else 'none', expected=', '.join(known))
+    _check_settings('ensemble', bs)
+    learners = [known[m](store, split, bs=bs) for m in members]
+    return set_learner(learners[0].dls, Ensemble(*[l.model for l in learners]), wd, EachCrossEntropy(), ensemble_accuracy)
+
+# %% ../nbs/05b_sets.ipynb #d553d319
+def blend(
+    *runs, # finished runs with scores of the same jets
+    part:str='test', # which part's; nothing is read again
+): # (metrics, dict of arrays: jet, y, score)
+    "The mean of the probabilities that several runs gave, and how good it is"
+    if not runs: raise ConfigError('No runs to blend')
+    s = [r.scores(part) for r in runs]
+    for r,o in zip(runs, s):
+        if 'score' not in o: raise ConfigError(f'{r.name} is no classifier', found=', '.join(o))
+        if not np.array_equal(o['jet'], s[0]['jet']): raise ConfigError('These runs were not scored on the same jets', found=f'{runs[0].name}, {r.name}')
+    p = np.mean([o['score'] for o in s], 0)
+    return classification_metrics(s[0]['y'], p),dict(s[0], score=p)
+
+# %% ../nbs/05b_sets.ipynb #8913b76e
+@torch.no_grad()
+def occlusion(
+    net, # (x, mask, u) -> logits (B, 2), or a tuple that begins with them
+    x:Tensor, # cells (B, N, F)
+    mask:Tensor, # which are real (B, N)
+    u:Tensor, # pt, m0 in GeV (B, 2)
+    group:Tensor=None, # group of each cell, from 0 (B, N); default: its place
+): # (B, number of groups)
+    "Log odds of class 1 that a jet loses when a group of its cells is left out"
+    if group is None: group = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    net.eval()
+    def _odds(m): o = net(x, m, u); o = o[0] if isinstance(o, tuple) else o; return o[:,1]-o[:,0]
+    whole = _odds(mask)
+    return torch.stack([whole-_odds(mask&(group!=g)) for g in range(int(group.max())+1)], 1)
+
+# %% ../nbs/05b_sets.ipynb #5e05098f
+def energy_gradient(
+    net, # (x, mask, u) -> logits (B, 2), or a tuple that begins with them
+    x:Tensor, # cells (B, N, F), logarithms of the energy and of its share at 2 and 3
+    mask:Tensor, # which are real (B, N)
+    u:Tensor, # pt, m0 in GeV (B, 2)
+): # (B, N), zero in the padding
+    "Derivative of the log odds of class 1 by the logarithm of each cell's energy"
+    x = x.detach().clone().requires_grad_()
+    o = net.eval()(x, mask, u); o = o[0] if isinstance(o, tuple) else o
+    return torch.autograd.grad((o[:,1]-o[:,0]).sum(), x)[0][:,:,2:4].sum(2)
+
+# %% ../nbs/05b_sets.ipynb #3ab7b594
+def show_cells(
+    x:Tensor, # cells (B, N, F)
+    mask:Tensor, # which are real (B, N)
+    value:Tensor, # a number for each cell (B, N), drawn as colour
+    titles=None, # one a jet
+    label:str='log odds that are lost without the cell', # of the colours
+    span:float=None, # colours run from -span to span
+): # matplotlib axes
+    "Jets in eta and phi, a disc for each cell, larger with its energy, coloured by `value`"
+    import matplotlib.pyplot as plt
+    n = len(x)
+    axs = plt.subplots(1, n, figsize=(2.6*n+1, 2.7), sharex=True, sharey=True, squeeze=False, layout='constrained')[1][0]
+    span = span or float(value[mask].abs().quantile(.98)) or 1.
+    for i,a in enumerate(axs):
+        c,v = x[i,mask[i]].cpu(),value[i,mask[i]].detach().cpu()
+        o = v.abs().argsort()
+        p = a.scatter(c[o,0], c[o,1], s=4+60*(c[o,2]-c[:,2].min())/(c[:,2].max()-c[:,2].min()+1e-6), c=v[o], cmap='RdBu', vmin=-span, vmax=span, edgecolors='grey', linewidths=.3)
+        a.set(xlabel=r'$\Delta\eta$', title=titles[i] if titles else ''); a.title.set_fontsize(9)
+    axs[0].set_ylabel(r'$\Delta\phi$')
+    axs[0].figure.colorbar(p, ax=axs, label=label)
+    return axs
+
+# %% ../nbs/05b_sets.ipynb #61475080
+def ring_worth(
+    net, # (x, mask, u) -> logits
+    x:Tensor, # cells (B, N, F)
+    mask:Tensor, # which are real (B, N)
+    u:Tensor, # pt, m0 in GeV (B, 2)
+    edges=(0,.05,.1,.15,.2,.3,.4,.6), # of the rings, distance in eta and phi; the last one takes all beyond
+): # (B, C, number of rings)
+    "What each ring of each detector layer is worth to a network, see `occlusion`"
+    C,R = x.shape[2]-4,len(edges)-1
+    ring = (torch.bucketize(x[:,:,:2].norm(dim=2).contiguous(), torch.tensor(edges[1:-1], device=x.device), right=True))
+    w = occlusion(net, x, mask, u, torch.where(mask, x[:,:,4:].argmax(2)*R + ring, C*R-1))
+    return F.pad(w, (0, C*R-w.shape[1])).view(len(x), C, R)
