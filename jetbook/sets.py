@@ -40,10 +40,10 @@ class CellScale(nn.Module):
     "Standardise cells and jets by what the training jets are like"
     def __init__(self,
         n_features:int, # F
-        flip:bool=False, # mirror training jets at random?
+        turn:bool=False, # turn and mirror training jets at random?
     ):
         super().__init__()
-        self.flip = flip
+        self.turn = turn
         for k,n in dict(x=n_features, u=3).items():
             self.register_buffer(f'{k}_mean', torch.zeros(n)); self.register_buffer(f'{k}_std', torch.ones(n))
 
@@ -53,18 +53,21 @@ class CellScale(nn.Module):
         u:Tensor, # pt, m0 in GeV (B, 2)
     ): # cells (B, N, F) and log pt, log m0, log of the number of cells (B, 3), standardised
         "Both, on scales around 1"
-        if self.training and self.flip:
-            sign = torch.ones(len(x), 1, x.shape[2], device=x.device)
-            sign[:,:,:2] = (torch.rand(len(x), 1, 2, device=x.device) < .5).float()*2-1
-            x = x*sign
+        if self.training and self.turn: x = torch.cat([_turned(x[:,:,:2]), x[:,:,2:]], 2)
         return (x-self.x_mean)/self.x_std*mask[...,None], (_jet(u, mask.sum(1))-self.u_mean)/self.u_std
+
+def _turned(x):
+    "Offsets (B, N, 2) turned by any angle, half of the jets mirrored as well"
+    a,mirror = 2*math.pi*torch.rand(len(x), device=x.device),(torch.rand(len(x), device=x.device) < .5).float()*2-1
+    c,s = a.cos(),a.sin()
+    return x@torch.stack([torch.stack([c,s*mirror], 1), torch.stack([-s,c*mirror], 1)], 1)
 
 def _jet(u, n): return torch.cat([u, n[:,None].to(u.dtype)], 1).clamp(min=0).log1p()
 
 # %% ../nbs/05b_sets.ipynb #1303afe6
 def cell_scale(
     dl, # a `GraphDL` of cells
-    flip:bool=False, # mirror training jets at random?
+    turn:bool=False, # turn and mirror training jets at random?
     most:int=5000, # jets to look at
 ): # CellScale
     "Scales from the first jets of a loader"
@@ -72,7 +75,7 @@ def cell_scale(
     nodes = make_nodes(store, idx, dl.spec)
     x = torch.from_numpy(node_features(nodes, dl.spec.features, store))
     u = _jet(torch.cat([dl.make(i)[2] for i in np.array_split(idx, -(-len(idx)//500))]).cpu(), torch.from_numpy(np.diff(nodes.offsets)))
-    s = CellScale(x.shape[1], flip)
+    s = CellScale(x.shape[1], turn)
     s.x_mean[2:4],s.x_std[2:4] = x[:,2:4].mean(0),x[:,2:4].std(0).clamp(min=1e-3)
     s.x_std[:2] = x[:,:2].square().mean().sqrt().clamp(min=1e-3)
     s.u_mean[:],s.u_std[:] = u.mean(0),u.std(0).nan_to_num(1.).clamp(min=1e-3)
@@ -197,14 +200,14 @@ def pfn(
     *,
     width:int=128, # hidden numbers
     dropout:float=.1, # in the jet's network
-    flip:bool=False, # mirror training jets at random?
+    turn:bool=False, # turn and mirror training jets at random?
     wd:float=.01, # weight decay
     bs:int=128, # jets a batch
 ): # Learner
     "Particle Flow Network on the detector's own cells"
     _check_settings('pfn', bs, dropout, width=width)
     dls = cell_dls(store, split, bs)
-    return set_learner(dls, ParticleFlow(cell_scale(dls.train, flip), width, dropout), wd)
+    return set_learner(dls, ParticleFlow(cell_scale(dls.train, turn), width, dropout), wd)
 
 # %% ../nbs/05b_sets.ipynb #3c0a37a9
 @recipe(task='classify', reference='Komiske, Metodiev, Thaler 2018', epochs=3, lr_max=1e-2)
@@ -240,7 +243,6 @@ def _groups(mask, size):
     last = (F.pad(mask, (1,0))*torch.arange(mask.shape[1]+1, device=mask.device)).amax(1)
     return [(j,int(last[j].max())) for j in last.argsort().split(size)]
 
-# %% ../nbs/05b_sets.ipynb #49a2685f
 def _nearest(z, mask, k, first):
     "Numbers of the nearest cells (B, N, k) within each jet"
     n,own = z.shape[1],torch.arange(z.shape[1], device=z.device)[:,None]
@@ -313,7 +315,7 @@ def particle_net(
     k:int=8, # neighbours of a cell
     dynamic:bool=False, # later neighbours by what was computed?
     dropout:float=.1, # in the jet's network
-    flip:bool=False, # mirror training jets at random?
+    turn:bool=True, # turn and mirror training jets at random?
     wd:float=.01, # weight decay
     bs:int=128, # jets a batch
 ): # Learner
@@ -321,7 +323,7 @@ def particle_net(
     if not widths: raise ConfigError('widths of particle_net is empty', expected='a number for each edge convolution')
     _check_settings('particle_net', bs, dropout, k=k, **{f'widths[{i}]':w for i,w in enumerate(widths)})
     dls = cell_dls(store, split, bs)
-    return set_learner(dls, ParticleNet(cell_scale(dls.train, flip), tuple(widths), k, dynamic, dropout), wd)
+    return set_learner(dls, ParticleNet(cell_scale(dls.train, turn), tuple(widths), k, dynamic, dropout), wd)
 
 # %% ../nbs/05b_sets.ipynb #3e787a16
 @torch.no_grad()
@@ -383,13 +385,10 @@ class ParticleTransformer(nn.Module):
         x,u = self.scale(x, mask, u)
         if not mask.shape[1]: x,mask = F.pad(x, (0,0,0,1)),F.pad(mask, (0,1))
         groups = _groups(mask, self.group)
-        h = torch.cat([self.look(x[j,:max(n,1)], mask[j,:max(n,1)]) for j,n in groups])
+        h = torch.cat([self._look(x[j,:max(n,1)], mask[j,:max(n,1)]) for j,n in groups])
         return self.jet(torch.cat([h[torch.cat([j for j,_ in groups]).argsort()], u], 1))
 
-    def look(self,
-        x:Tensor, # standardised cells (B, N, F)
-        mask:Tensor, # which are real (B, N)
-    ): # (B, 3*width)
+    def _look(self, x, mask):
         "Some jets after attention and pooling"
         (B,N),no = mask.shape,torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -1e9)[:,None,None]
         bias = [no]*len(self.blocks) if self.bias is None else ((self.bias@pair_features(x)).view(B, -1, self.heads, N, N)+no[:,None]).unbind(1)
@@ -409,7 +408,7 @@ def particle_transformer(
     pairs:bool=True, # use the features of pairs?
     max_nodes:int|None=None, # keep only the brightest cells
     dropout:float=.1, # in the jet's network
-    flip:bool=True, # mirror training jets at random?
+    turn:bool=True, # turn and mirror training jets at random?
     wd:float=.01, # weight decay
     bs:int=64, # jets a batch
 ): # Learner
@@ -417,7 +416,7 @@ def particle_transformer(
     _check_settings('particle_transformer', bs, dropout, width=width, heads=heads, layers=layers, **({} if max_nodes is None else dict(max_nodes=max_nodes)))
     if width%heads: raise ConfigError('heads of particle_transformer do not divide its width', found=f'{heads} heads, width {width}')
     dls = cell_dls(store, split, bs, max_nodes)
-    return set_learner(dls, ParticleTransformer(cell_scale(dls.train, flip), width, heads, layers, pairs, dropout), wd)
+    return set_learner(dls, ParticleTransformer(cell_scale(dls.train, turn), width, heads, layers, pairs, dropout), wd)
 
 # %% ../nbs/05b_sets.ipynb #4b11b103
 class Ensemble(nn.Module):
@@ -448,8 +447,17 @@ class EachCrossEntropy(nn.Module):
         each = out[1]
         return F.cross_entropy(each.flatten(0,1), y.repeat_interleave(each.shape[1]))*each.shape[1]
 
-    def activation(self, out): "Probabilities"; return out[0].softmax(-1)
-    def decodes(self, out): "Classes"; return (out[0] if isinstance(out, (tuple,list)) else out).argmax(-1)
+    def activation(self,
+        out:tuple, # from `Ensemble`
+    ): # (B, 2)
+        "Probabilities"
+        return out[0].softmax(-1)
+
+    def decodes(self,
+        out, # probabilities, or what `Ensemble` gives
+    ): # (B,)
+        "Classes"
+        return (out[0] if isinstance(out, (tuple,list)) else out).argmax(-1)
 
 def ensemble_accuracy(
     out:tuple, # from `Ensemble`
@@ -546,7 +554,7 @@ def ring_worth(
     x:Tensor, # cells (B, N, F)
     mask:Tensor, # which are real (B, N)
     u:Tensor, # pt, m0 in GeV (B, 2)
-    edges=(0,.05,.1,.15,.2,.3,.4,.6), # of the rings, distance in eta and phi; the last one takes all beyond
+    edges=(0,.05,.1,.2,.3,.4,.6,.8,1.), # of the rings, distance in eta and phi; the last one takes all beyond
 ): # (B, C, number of rings)
     "What each ring of each detector layer is worth to a network, see `occlusion`"
     C,R = x.shape[2]-4,len(edges)-1
