@@ -384,7 +384,6 @@ def _per_edge(nodes, pos, spec):
     if spec.edge_attr: res['edge_attr'] = np.concatenate([kinds[k]() for k in spec.edge_attr], 1).astype(np.float32)
     return res,e.start[nodes.offsets]
 
-# %% ../nbs/04_graphs.ipynb #c4d277d4
 @lru_cache(1)
 def _empty_batch():
     from torch_geometric.data import Batch,Data
@@ -569,10 +568,13 @@ def _brightness(x, names):
 
 def _draw_batch(pics, titles):
     import matplotlib.pyplot as plt
-    axs = plt.subplots(1, len(pics), figsize=(2.4*len(pics),2.7), layout='constrained', squeeze=False)[1][0]
+    n,wide = len(pics),min(len(pics),5)
+    high = -(-n//wide)
+    axs = plt.subplots(high, wide, figsize=(2.3*wide,2.6*high), layout='constrained', squeeze=False, sharex=True, sharey=True)[1].flatten()
     for a,p,t in zip(axs, pics, titles): _draw_graph(*p, a, t)
-    for a in axs[1:]: a.set_ylabel('')
-    return axs
+    for a in axs: a.label_outer()
+    for a in axs[n:]: a.remove()
+    return axs[:n]
 
 # %% ../nbs/04_graphs.ipynb #f102e413
 @patch
