@@ -113,7 +113,7 @@ def _way(*args):
 
 def _reaches(rows, auc): return next((r['seconds'] for r in rows if r['auc']>=auc), None)
 
-BEST = 'sage' # of R4's and R5's, by the table of notebook 05c
+BEST = 'sage' # of R4's and R5's, by the table of notebook 05d
 OURS = (('pfn',2), ('particle_net',2))
 
 def main(tmp, quick=False):
