@@ -163,7 +163,7 @@ def fused_pfn(
     *,
     width:int=128, # hidden numbers
     dropout:float=.2, # of the hidden numbers at the end
-    turn:bool=True, # turn and mirror the cells of training jets at random?
+    turn:bool=False, # turn and mirror the cells of training jets at random?
     wd:float=.02, # weight decay
     bs:int=128, # jets a batch
 ): # Learner
