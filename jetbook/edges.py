@@ -71,19 +71,19 @@ def _rings(reach=REACH):
 # %% ../nbs/04a_edges.ipynb #41f1082f
 @njit(nogil=True, cache=True)
 def _bound(pos, lo, i, far):
-    "The k-th neighbour of node `i` is no farther than this, `far` being how far those of the nodes lo:i are"
+    "The k-th neighbour of node `i` is no farther than this, `far` being how far those of nodes lo:i are"
     best = np.inf
-    for j in range(lo, i):
+    for j in range(max(lo,i-16), i):
         dr,dc = pos[j,0]-pos[i,0],pos[j,1]-pos[i,1]
         best = min(best, far[j-lo]+np.sqrt(dr*dr+dc*dc))
     return best*(1+1e-9)+1e-9
 
 @njit(nogil=True, cache=True)
-def _look(at, grid, again, i, loop, want, places, ring_d2, source, e, d2):
+def _look(at, grid, again, i, loop, want, places, most, ring_d2, source, e, d2):
     "Look around node `i`, which is `at` that place of the grid; the number of neighbours found. `again`: the next node at the same place"
     m = int(loop)
     source[e],d2[e] = i,0
-    for t in range(len(places)):
+    for t in range(most):
         j = grid[at+places[t]]
         while j>=0:
             if j!=i: source[e+m],d2[e+m] = j,ring_d2[t]; m += 1
@@ -111,11 +111,11 @@ def _knn_grid(pos, offsets, k, loop, high, wide, places, ring_d2, index, start, 
     place,again,far,e = np.empty(n,np.int64),np.empty(n,np.int32),np.empty(n),0
     for b in range(len(offsets)-1):
         lo,hi = offsets[b],offsets[b+1]
-        want = min(k, hi-lo if loop else hi-lo-1)
+        want,most = min(k, hi-lo if loop else hi-lo-1),min(len(places), 2*(hi-lo))
         _enter(pos, lo, hi, W, grid, place, again, first)
         for i in range(lo, hi):
             if want>0:
-                if _look(place[i], grid, again, i, loop, want, places[:2*(hi-lo)], ring_d2, index[0], e, d2)<want:
+                if _look(place[i], grid, again, i, loop, want, places, most, ring_d2, index[0], e, d2)<want:
                     reach = _bound(pos, lo, i, far)
                     a,z = first[int(max(pos[i,0]-reach, 0))],first[int(min(pos[i,0]+reach+1, high))]
                     index[0,e],d2[e] = i,0
@@ -127,13 +127,17 @@ def _knn_grid(pos, offsets, k, loop, high, wide, places, ring_d2, index, start, 
         for i in range(lo, hi): grid[place[i]] = -1
 
 # %% ../nbs/04a_edges.ipynb #6cb8d0bf
+@njit(nogil=True, cache=True)
 def _lattice(pos, offsets):
-    "Are all nodes on whole numbers, and each jet's row by row?"
-    if not len(pos) or pos.min()<0 or pos.max()>=4096 or (pos!=np.floor(pos)).any(): return False
-    rising = np.diff(pos[:,0]*4096+pos[:,1])>=0
-    inner = offsets[(offsets>0)&(offsets<len(pos))]
-    rising[inner-1] = True
-    return bool(rising.all())
+    "Height and width of the lattice, if all nodes are on whole numbers and each jet's stand row by row; else 0, 0"
+    high,wide = 0.,0.
+    for b in range(len(offsets)-1):
+        for i in range(offsets[b], offsets[b+1]):
+            y,x = pos[i]
+            if not (0<=y<4096 and 0<=x<4096 and y==np.floor(y) and x==np.floor(x)): return 0,0
+            if i>offsets[b] and (y<pos[i-1,0] or (y==pos[i-1,0] and x<pos[i-1,1])): return 0,0
+            high,wide = max(high,y),max(wide,x)
+    return int(high)+1,int(wide)+1
 
 # %% ../nbs/04a_edges.ipynb #9d0a93a0
 def knn_edges(
@@ -147,8 +151,9 @@ def knn_edges(
     if k < 1: raise ConfigError('A node needs a neighbour', found=k, expected='k of 1 or more')
     size = np.diff(offsets)
     res = _room(len(pos), int((size*np.clip(size-(not loop), 0, k)).sum()))
-    if _lattice(pos, offsets):
-        (high,wide),(dr,dc,ring_d2) = pos.max(0).astype(int)+1,_RINGS
+    high,wide = _lattice(pos, offsets)
+    if high:
+        dr,dc,ring_d2 = _RINGS
         _knn_grid(pos, offsets, k, loop, high, wide, dr*(wide+2*REACH)+dc, ring_d2, *res)
     else: _knn(pos, offsets, k, loop, *res)
     return res
@@ -468,8 +473,8 @@ def _exponents(offsets, start, d2, out):
         total,heard = 0.,0
         for i in range(offsets[b], offsets[b+1]):
             if start[i+1]>start[i]: total += np.sqrt(d2[start[i+1]-1]); heard += 1
-        s = (total/heard)**2 if heard else 0.
-        for e in range(start[offsets[b]], start[offsets[b+1]]): out[e] = -d2[e]/s if s>0 else 0.
+        f = -(heard/total)**2 if total>0 else 0.
+        for e in range(start[offsets[b]], start[offsets[b+1]]): out[e] = d2[e]*f
 
 # %% ../nbs/04a_edges.ipynb #913d49a9
 def gaussian_weights(
