@@ -350,6 +350,15 @@ def make_nodes(
     if spec.nodes=='native': return native_nodes(store, idx, spec.threshold, spec.max_nodes)
     return pixel_nodes(store, idx, spec.threshold, spec.rule, spec.resize, spec.normalise, spec.max_nodes)
 
+def _make_edges(nodes, spec):
+    "Edges, lengths in pixels, and their weights"
+    pos = np.stack([nodes.row,nodes.col], 1)
+    make = dict(knn=lambda: knn_edges(pos, nodes.offsets, spec.k, spec.loop), radius=lambda: radius_edges(pos, nodes.offsets, spec.radius/nodes.cell, spec.loop),
+                delaunay=lambda: delaunay_edges(pos, nodes.offsets), full=lambda: full_edges(pos, nodes.offsets, spec.loop))
+    e = reduce(join_edges, (make[k]() for k in spec.edges.split('+')))
+    if spec.undirected: e = undirected(e)
+    return e,gaussian_weights(e, nodes.offsets) if spec.weights else None
+
 def _nodes_features(store, idx, spec):
     nodes,p = make_nodes(store, idx, spec),spec if spec.nodes=='pixel' else GraphSpec('pixel')
     return nodes,node_features(nodes, spec.features, lambda: pixel_nodes(store, idx, resize=p.resize, normalise=p.normalise))
@@ -364,15 +373,6 @@ def _columns(store, idx):
         name = next((n for n in names if n in store.columns), None)
         if name: res[k] = torch.from_numpy(store.columns[name][idx].astype(np.float32))
     return res
-
-def _make_edges(nodes, spec):
-    "Edges, lengths in pixels, and their weights"
-    pos = np.stack([nodes.row,nodes.col], 1)
-    make = dict(knn=lambda: knn_edges(pos, nodes.offsets, spec.k, spec.loop), radius=lambda: radius_edges(pos, nodes.offsets, spec.radius/nodes.cell, spec.loop),
-                delaunay=lambda: delaunay_edges(pos, nodes.offsets), full=lambda: full_edges(pos, nodes.offsets, spec.loop))
-    e = reduce(join_edges, (make[k]() for k in spec.edges.split('+')))
-    if spec.undirected: e = undirected(e)
-    return e,gaussian_weights(e, nodes.offsets) if spec.weights else None
 
 def _per_edge(nodes, pos, spec):
     "What is to be known of the edges, and where those of each jet begin"
