@@ -531,7 +531,7 @@ def show_cells(
     mask:Tensor, # which are real (B, N)
     value:Tensor, # a number for each cell (B, N), drawn as colour
     titles=None, # one a jet
-    label:str='log odds that are lost without the cell', # of the colours
+    label:str='log odds lost\nwithout the cell', # of the colours
     span:float=None, # colours run from -span to span
 ): # matplotlib axes
     "Jets in eta and phi, a disc for each cell, larger with its energy, coloured by `value`"
