@@ -509,7 +509,8 @@ def new(self:GraphDL,
     **kwargs # `idx` of another store; arguments to change
 ): # GraphDL
     "A loader like this one, of other jets"
-    if isinstance(dataset, JetStore) and dataset is not self.dataset: kwargs = dict(cache=None, **kwargs)
+    if dataset is self.dataset: dataset = self.dataset._index(kwargs.pop('idx', None))
+    elif isinstance(dataset, JetStore): kwargs = dict(cache=None, **kwargs)
     return StoreDL.new(self, dataset, cls, **kwargs)
 
 @patch
