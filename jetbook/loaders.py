@@ -251,7 +251,7 @@ def new(self:StoreDL,
 ): # StoreDL
     "A loader like this one, of other jets"
     store = dataset if isinstance(dataset, JetStore) else self.dataset
-    if store is self.dataset: idx = self.idx if dataset is None else dataset
+    if not isinstance(dataset, JetStore): idx = self.idx if dataset is None else dataset
     dl = (cls or type(self))(store, idx, **{**self.settings(), **kwargs})
     dl.epoch = self.epoch
     return dl
