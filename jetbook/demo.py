@@ -400,16 +400,17 @@ def _demo_machine(page, clock, memory):
 def _demo_taggers(page, store, out, epochs, seed, progress, clock):
     "The section on quark/gluon taggers; gives its table"
     from jetbook.runs import evaluate,train
-    from jetbook.taggers import baselines,jet_observables,plot_roc,tagger_scores,tagger_table
-    with clock('train a tagger'): run = train('pfn', store, out/'runs'/'pfn', epochs, seed=seed, progress=False, cbs=[training_bar('train pfn')] if progress else ())
+    from jetbook.fusion import jet_observables,jet_profile
+    from jetbook.taggers import baselines,plot_roc,tagger_scores,tagger_table
+    with clock('train a tagger'): run = train('pfn_quick', store, out/'runs'/'pfn_quick', epochs, seed=seed, progress=False, cbs=[training_bar('train pfn_quick')] if progress else ())
     with clock('evaluate'): evaluate(run, store)
     with clock('observables and a boosted tree'): scores = {**tagger_scores([run]), **baselines(store, run.split(store))}
     with clock('pictures'): table,ax = tagger_table(scores).drop(columns=['spread','seeds']),plot_roc(scores)
     n = {k:len(getattr(run.split(store),k)) for k in ('train','test')}
-    page.add('Quark or gluon?', f'A set network (recipe `pfn`) takes a jet as the list of what the detector saw, each entry with its direction and momentum, and learnt from {n["train"]:,} jets in {run.metrics["fit"]["seconds"]:.0f} seconds to tell quark from gluon jets. '
-             f'Beside it single observables, and boosted trees on {jet_observables(store, [0]).shape[1]} of them. All are scored on the same {n["test"]:,} jets of the test part; lo and hi are the ends of the 95% interval of the AUC. With so few jets it is wide.',
-             table=table, command=f'jetbook train pfn {store.path} -o {run.path} --epochs {epochs} --seed {seed}\njetbook evaluate {run.path} {store.path}\njetbook compare {store.path} --recipes pfn --epochs {epochs} --seeds 3 -o {out/"taggers"}')
-    _add(page, ax.figure, alt='Background rejection against signal efficiency of the set network, the boosted tree and four single observables', text='How many gluon jets are turned away for one that passes, against the share of quark jets kept. What longer trainings on more jets reach is in notebook 05c.')
+    page.add('Quark or gluon?', f'A set network (recipe `pfn_quick`) takes a jet as the list of what the detector saw, each entry with its direction and momentum, and learnt from {n["train"]:,} jets in {run.metrics["fit"]["seconds"]:.1f} seconds to tell quark from gluon jets. '
+             f'Beside it single observables, and boosted trees on {jet_observables(store, [0]).shape[1]} of them and on the {jet_profile(store, [0]).shape[1]} numbers of the jet\'s profile. All are scored on the same {n["test"]:,} jets of the test part; lo and hi are the ends of the 95% interval of the AUC. With so few jets it is wide.',
+             table=table, command=f'jetbook train pfn_quick {store.path} -o {run.path} --epochs {epochs} --seed {seed}\njetbook evaluate {run.path} {store.path}\njetbook compare {store.path} --recipes pfn_quick --epochs {epochs} --seeds 3 -o {out/"taggers"}')
+    _add(page, ax.figure, alt='Background rejection against signal efficiency of the set network, the boosted tree and four single observables', text='How many gluon jets are turned away for one that passes, against the share of quark jets kept. What longer trainings on more jets reach is in notebook 05d.')
     return table
 
 # %% ../nbs/10a_demo.ipynb #b0a2e8aa
