@@ -553,7 +553,7 @@ class GATCheb(GraphNet):
     def forward(self, g): return self.head(torch.cat([self.embed(g), self.scale(g)], 1))
 
 # %% ../nbs/05_gnn.ipynb #4bc7ae15
-@recipe(reference='R7', epochs=5, lr_max=1e-3)
+@recipe(reference='R7', epochs=3, lr_max=1e-3)
 def gat_cheb(
     store:JetStore, # the jets, with pt and m0
     split:Split, # which to train on
