@@ -11,7 +11,7 @@ def main(tmp, quick=False):
     store,args = sample('qg'),{}
     out,names,members,seeds = RUNS,[*REFERENCES,*OURS],MEMBERS,(0,1,2)
     if quick: out,names,members,seeds,args = Path(tmp)/'taggers',['sage','pfn'],['pfn'],(0,1),dict(n_train=200, epochs=1, valid=.02, test=.02)
-    runs = compare_recipes(store, names, out, seeds, **args)
+    runs = [r for k in names for r in compare_recipes(store, [k], out, (0,) if k=='gat_cheb' else seeds, **args)] # R7's, much the slowest, once
     sp = runs[0].split(store)
     scores = tagger_scores(runs)
     scores = {**scores, 'ensemble':ensemble_scores(scores, members), **baselines(store, sp, seeds=seeds)}
