@@ -23,7 +23,7 @@ def main(tmp, quick=False):
              '–' if r.parameters!=r.parameters else f'{r.parameters:,.0f}', number(r.seconds)] for k,r in t.iterrows()]
     return f"""## B6: test AUC of the taggers
 
-{len(sp.train):,} jets of the shipped sample to train on, {len(sp.test):,} of the test part to report on, {len(seeds)} seeds. Interval: 95%, other test jets; spread: standard deviation between seeds. Seconds of training on one thread, two trainings at a time.
+{len(sp.train):,} jets of the shipped sample to train on, {len(sp.test):,} of the test part to report on, {len(seeds)} seeds. Interval: 95%, other test jets; spread: standard deviation between seeds. R7's network was trained once. Seconds by the clock, one thread, on a machine that did other work as well: B5 has processor time.
 **`{best}` is {auc_gain(scores[best], scores[ref], n_boot=200 if not quick else 20)} above the best reference, `{ref}`**, jets resampled for both at once (goal 0.04, aim 0.05).
 
 {table(['tagger','from','AUC','interval','spread','accuracy','rejection at 30%','50%','70%','parameters','seconds'], rows)}
