@@ -1,11 +1,10 @@
 "B5: seconds of training to the best AUC that the reference's graph network reaches, same jets"
 import json, subprocess, sys, time, warnings
 import numpy as np, torch
-from timing import median, number, show, table
+from timing import number, show, table
 from torch import nn
 
 BS,SIZES = 128,dict(train=12_000, valid=2_400)
-KINDS = ('gcn','gat','sage','gin')
 
 # R4 as a notebook writes it: a KD-tree a jet, a list of Data, PyG's DataLoader and convolutions, Adam
 
@@ -80,7 +79,7 @@ def written(kind, epochs, scale, seed=0):
 
 # jetbook
 
-def ours(name, epochs, scale, seed=0, bs=None):
+def ours(name, epochs, scale, seed=0):
     "Train a recipe with its own schedule, looking as often; its batches are made on the fly within the time"
     from fastai.callback.core import Callback
     from fastai.callback.schedule import ParamScheduler

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'Links', 'aggregate', 'edge_softmax', 'linear', 'Piece', 'pieces', 'convolve', 'pooling', 'GraphNet',
-           'graph_learner', 'pixel_scale', 'ScaledGraphDL', 'r4_dls', 'gin_conv', 'gcn', 'gat', 'sage', 'gin',
-           'sage_r2', 'jet_columns', 'JetScale', 'GATCheb', 'gat_cheb']
+           'graph_learner', 'ScaledGraphDL', 'r4_dls', 'gin_conv', 'gcn', 'gat', 'sage', 'gin', 'sage_r2',
+           'jet_columns', 'JetScale', 'GATCheb', 'gat_cheb']
 
 # %% ../nbs/05_gnn.ipynb #ba6ab8a8
 import numpy as np, torch, torch.nn.functional as F
@@ -29,7 +29,7 @@ from torch_geometric.nn.aggr import AttentionalAggregation,MaxAggregation,MeanAg
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops,remove_self_loops
 from .data import ConfigError,DataError,JetStore
-from .graphs import GraphDL,GraphSpec,graph_dls,pixel_nodes
+from .graphs import GraphDL,GraphSpec,graph_dls,image_moments
 from .loaders import Split
 from .runs import AUC,recipe
 
@@ -364,21 +364,6 @@ def graph_learner(
     "A Learner for graph classifiers: cross-entropy, PyTorch's fused Adam, accuracy and AUC"
     return Learner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)), wd=wd, metrics=[accuracy, AUC()], **kwargs)
 
-# %% ../nbs/05_gnn.ipynb #67f6f01d
-def pixel_scale(
-    store:JetStore, # N jets
-    idx=None, # which of them
-    resize:int=None, # after resizing to so many pixels a side
-): # (mean, std), float
-    "Mean and standard deviation over all pixels and channels"
-    idx,size = store._index(idx),len(store.channels)*(resize**2 if resize else store.height*store.width)
-    s = s2 = 0.
-    for i in range(0, len(idx), 1000):
-        v = pixel_nodes(store, idx[i:i+1000], resize=resize).value.astype(np.float64)
-        s,s2 = s+v.sum(),s2+(v**2).sum()
-    mean = s/(len(idx)*size)
-    return float(mean),float(max(s2/(len(idx)*size)-mean**2, 1e-20)**.5)
-
 # %% ../nbs/05_gnn.ipynb #e7e4c097
 class ScaledGraphDL(GraphDL):
     "Batches of pixel graphs, standardised by numbers that belong to the model"
@@ -416,7 +401,7 @@ def r4_dls(
 def _scaled(dls, resize):
     "The loaders with the scale of their training jets"
     t = dls.train
-    scale = SimpleNamespace(**{k:torch.tensor(v, dtype=torch.float32) for k,v in zip(('mean','std'), pixel_scale(t.dataset, t.idx, resize))})
+    scale = SimpleNamespace(**{k:torch.tensor(v, dtype=torch.float32) for k,v in zip(('mean','std'), image_moments(t.dataset, t.idx, resize))})
     new = DataLoaders(*(dl.new(cls=ScaledGraphDL, scale=scale) for dl in dls.loaders), device=dls.device)
     new.split = dls.split
     return new

@@ -214,7 +214,7 @@ def image_moments(
         v = pixel_nodes(store, idx[i:i+chunk], resize=resize).value.astype(np.float64)
         s1 += v.sum(); s2 += (v**2).sum()
     n = len(idx)*len(store.channels)*(resize**2 if resize else store.height*store.width)
-    return float(s1/n),float(np.sqrt(s2/n-(s1/n)**2))
+    return float(s1/n),float(max(s2/n-(s1/n)**2, 1e-20)**.5)
 
 # %% ../nbs/04_graphs.ipynb #e12060d9
 def _etaphi(nodes): return (nodes.row-(nodes.height-1)/2)*nodes.cell,(nodes.col-(nodes.width-1)/2)*nodes.cell
@@ -509,8 +509,7 @@ def new(self:GraphDL,
     **kwargs # `idx` of another store; arguments to change
 ): # GraphDL
     "A loader like this one, of other jets"
-    if dataset is self.dataset: dataset = self.dataset._index(kwargs.pop('idx', None))
-    elif isinstance(dataset, JetStore): kwargs = dict(cache=None, **kwargs)
+    if isinstance(dataset, JetStore) and dataset is not self.dataset: kwargs = dict(cache=None, **kwargs)
     return StoreDL.new(self, dataset, cls, **kwargs)
 
 @patch

@@ -532,7 +532,9 @@ class AUC(Metric):
     "Area under the ROC curve of a classifier, for a Learner's `metrics`"
     name = 'auc'
     def reset(self): "Forget all jets"; self.scores,self.y = [],[]
-    def accumulate(self, learn): "Take in a batch"; self.scores.append(score(learn.pred)); self.y.append(learn.y.cpu())
+    def accumulate(self,
+        learn:Learner, # with the batch just predicted
+    ): "Take in a batch"; self.scores.append(score(learn.pred)); self.y.append(learn.y.cpu())
 
     @property
     def value(self): "AUC of the jets seen; None without jets of both classes"; y = torch.cat(self.y); return float(roc_auc_score(y, torch.cat(self.scores))) if len(y.unique())==2 else None

@@ -8,7 +8,7 @@ __all__ = ['SINGLE', 'REFERENCES', 'OURS', 'MEMBERS', 'one_observable', 'boosted
            'calibration_error', 'plot_calibration', 'size_curve', 'plot_sizes']
 
 # %% ../nbs/05d_taggers.ipynb #ee13e5fe
-import time, warnings
+import time
 from pathlib import Path
 import numpy as np, pandas as pd
 from .data import ConfigError, DataError, JetStore
