@@ -48,7 +48,7 @@ def unlabelled(
 
 # %% ../nbs/06_anomaly.ipynb #e9c6cdd0
 _detectors = {}
-DETECTOR_MODULES = ('reconstruction','density','dirichlet','nae','cwola') # modules of jetbook that register detectors when imported
+DETECTOR_MODULES = ('reconstruction','density','dirichlet','nae','cwola','surrogates') # modules of jetbook that register detectors when imported
 
 def detector(
     cls=None, # a subclass of `Detector` with a `name`
