@@ -85,7 +85,8 @@ class Detector:
     ): # float64 (N,), higher = more anomalous
         "How unlike the background each jet is"
         if not hasattr(self, 'seed'): raise ConfigError(f'{self.name} has learnt no background yet', do='fit it, or load one that was')
-        res = np.asarray(self._score(unlabelled(store if idx is None else store.select(idx))), np.float64)
+        jets,step = unlabelled(store if idx is None else store.select(idx)),20_000                  # which bounds the memory
+        res = np.concatenate([np.asarray(self._score(jets.select(slice(i,i+step))), np.float64) for i in range(0, max(len(jets),1), step)])
         if not np.isfinite(res).all(): raise DataError('Scores that are no numbers', found=f'{(~np.isfinite(res)).sum()} of {len(res)} jets', do='are there empty jets among them?')
         return res
 
