@@ -81,12 +81,12 @@ FIVE = ('multiplicity','girth','ptd','leading_share','share_outside')
 class ObservableDensity(Density):
     "Density of a few observables"
     def __init__(self,
-        columns:tuple=FIVE, # of `jetbook.observables.observables`, of towers in percent
+        columns:tuple=FIVE, # of `jetbook.observables.observables`
         size:int|None=None, # Gaussians, neighbours or trees; None: `Rarity`'s own
     ): self.columns,self.size = tuple(columns),size
 
     def _features(self, store):
-        obs = observables(towers(store))
+        obs = observables(store)
         if bad := [k for k in self.columns if k not in obs]: raise ConfigError('No such observable', found=', '.join(map(str,bad)), expected=', '.join(obs))
         return obs[list(self.columns)].to_numpy(np.float64)
 
