@@ -78,6 +78,13 @@ class Density(Detector):
 # %% ../nbs/06b_density.ipynb #bc2e5b27
 FIVE = ('multiplicity','girth','ptd','leading_share','share_outside')
 
+def _chosen(store, columns):
+    "Some observables of all jets (N, d)"
+    obs = observables(store)
+    if bad := [k for k in columns if k not in obs]: raise ConfigError('No such observable', found=', '.join(map(str,bad)), expected=', '.join(obs))
+    return obs[list(columns)].to_numpy(np.float64)
+
+# %% ../nbs/06b_density.ipynb #bc60a3dc
 class ObservableDensity(Density):
     "Density of a few observables"
     def __init__(self,
@@ -85,10 +92,7 @@ class ObservableDensity(Density):
         size:int|None=None, # Gaussians, neighbours or trees; None: `Rarity`'s own
     ): self.columns,self.size = tuple(columns),size
 
-    def _features(self, store):
-        obs = observables(store)
-        if bad := [k for k in self.columns if k not in obs]: raise ConfigError('No such observable', found=', '.join(map(str,bad)), expected=', '.join(obs))
-        return obs[list(self.columns)].to_numpy(np.float64)
+    def _features(self, store): return _chosen(store, self.columns)
 
     def _restore(self, tensors):
         if tensors['x'].ndim!=2 or tensors['x'].shape[1]!=len(self.columns): raise ValueError(f'features {tuple(tensors["x"].shape)} of {len(self.columns)} observables')
