@@ -370,6 +370,78 @@ def _decompress(a):
     s = decompress(a.file, a.model, _fresh(a), progress=not a.quiet)
     print(f'{a.output}: {len(s):,} jets, {_size(a.output)}')
 
+# %% ../nbs/10_cli.ipynb #c5fcfbd8
+@verb('look for anomalies',
+    arg('name', metavar='DETECTOR', nargs='?', help='tell all of this one'),
+    _JSON,
+    example='  jetbook detectors\n  jetbook detectors nae')
+def _detectors(a):
+    "The ways to call a jet anomalous, and their settings"
+    from jetbook.anomaly import detectors,get_detector
+    if a.name: get_detector(a.name)
+    t = detectors() if a.name is None else detectors().loc[[a.name]]
+    if a.json: return _print_json(t)
+    if a.name is None: return _table(t[['reference','about']], 'detector')
+    _facts(detector=a.name, **t.loc[a.name].to_dict())
+
+@verb('look for anomalies',
+    arg('detector', metavar='DETECTOR', help='see `jetbook detectors`'),
+    arg('data', metavar='DATA', help='a packed store, or sample:NAME'),
+    arg('-o', '--output', required=True, metavar='FOLDER', help='where the fitted detector is kept'),
+    arg('--background', metavar='CLASS', help='the class that is background, by name or number (default: all jets are)'),
+    arg('--mixture', metavar='DATA', help='unlabelled jets with anomalies among them, for cwola'),
+    arg('--seed', type=int, default=0, help='of all that is random in fitting (default: 0)'),
+    arg('--set', action='append', default=[], metavar='NAME=VALUE', help='a setting of the detector; may be given again'),
+    example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\nOf background 10%% are kept aside for the p-values. A fit that was stopped goes on.')
+def _fit(a):
+    "Fit an anomaly detector to background jets"
+    from jetbook.search import learn_background
+    d = learn_background(a.detector, _open(a.data), a.background, a.seed, out=a.output, mixture=_open(a.mixture) if a.mixture else None, progress=not a.quiet, **_settings(a.set))
+    print(f'{a.output}: {d!r}, fitted to {d.source["n"]:,} jets, calibrated on {len(d.reference_scores):,}')
+
+def _settings(pairs):
+    "Settings from texts 'name=value', read as JSON, else as strings"
+    from jetbook.runs import Recipe
+    return Recipe('settings', None, None).parse(pairs)
+
+@verb('look for anomalies',
+    arg('run', metavar='RUN', help="a fitted detector, or a finished run of an autoencoder"),
+    arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
+    arg('-o', '--output', required=True, metavar='STORE', help='the packed store to write, with the scores as columns, and a picture beside it'),
+    arg('--top', type=int, default=8, metavar='N', help='jets in the picture and the table (default: 8)'),
+    _OVERWRITE, _JSON,
+    example='  jetbook scan runs/qcd sample:wqcd -o scanned.jets.h5')
+def _scan(a):
+    "Score a store, keep the scores beside the jets, and draw the most anomalous"
+    from jetbook.search import scan
+    df = scan(a.run, _open(a.store), _fresh(a), top=a.top)
+    if a.json: return _print_json(df.head(a.top))
+    _table(df.head(a.top))
+    print(f'\n{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {Path(a.output).name.removesuffix(".h5").removesuffix(".jets")}.png')
+
+@verb('look for anomalies',
+    arg('data', metavar='DATA', help='a packed store with labels, or sample:NAME'),
+    arg('-o', '--output', required=True, metavar='FOLDER', help='for the fits and scores; those that are there are kept'),
+    arg('--background', required=True, metavar='CLASS', help='the class that is background, by name or number'),
+    arg('--methods', metavar='A,B,…', help='names of the table, or of detectors (default: all of the table)'),
+    arg('--seeds', type=int, default=3, metavar='N', help='fits of each (default: 3)'),
+    arg('--part', default='test', choices=('test','valid'), help='whose figures (default: test, to be read once)'),
+    arg('--n-train', type=int, default=4800, metavar='N', help='background jets to learn from, at most (default: 4800)'),
+    arg('--plot', metavar='PNG', help='also draw what cuts gain'),
+    _JSON,
+    example='  jetbook search sample:wqcd --background QCD -o runs/search\n  jetbook search sample:wqcd --background W -o runs/back --methods surrogates,nae --seeds 1')
+def _search(a):
+    "All methods on the same jets: AUC, gain of a cut, mass sculpting"
+    from jetbook.search import METHODS,ceiling,plot_gain,search,search_table
+    store = _open(a.data)
+    methods = METHODS if not a.methods else {k:METHODS.get(k, dict(detector=k)) for k in _names(a.methods)}
+    scores = search(store, a.background, a.output, methods, range(a.seeds), a.part, a.n_train, progress=not a.quiet)
+    scores['told the labels'] = ceiling(store, a.background, range(a.seeds), a.part)
+    t = search_table(scores, next((store.columns[k] for k in ('m0','jet_mass') if k in store.columns), None))
+    if a.plot: _save(plot_gain(scores, t.index[:8]).figure, a.plot)
+    if a.json: _print_json(t)
+    else: _table(t)
+
 # %% ../nbs/10_cli.ipynb #5247d05b
 @verb('all at once',
     arg('-o', '--output', default='demo', metavar='FOLDER', help='for all it writes (default: demo)'),

@@ -415,13 +415,14 @@ def _demo_taggers(page, store, out, epochs, seed, progress, clock):
 
 # %% ../nbs/10a_demo.ipynb #b0a2e8aa
 def _demo_small(page, out, n, epochs, seed, progress, clock):
-    "The sections on W and QCD jets: latent map and compression"
+    "The sections on W and QCD jets: latent map, anomalies and compression"
     from jetbook.runs import train
     store = sample('wqcd').select(np.arange(n))
     store.save(out/'wqcd.jets.h5'); store = JetStore(out/'wqcd.jets.h5')
     bar = lambda name: dict(progress=False, seed=seed, cbs=[training_bar(f'train {name}')] if progress else ())
     with clock('train a VAE'): vae = train('sparse_vae', store, out/'runs'/'vae', epochs, **bar('vae'))
     with clock('pictures'): _demo_map(page, vae, store)
+    _demo_anomalies(page, store, out, epochs, seed, clock)
     if importlib.util.find_spec('constriction') is None or importlib.util.find_spec('zstandard') is None:
         page.add('What a jet costs', 'Compression needs two small libraries: `pip install \'jetbook[compress]\'`.')
         return
@@ -436,6 +437,24 @@ def _demo_map(page, vae, store):
              f'It describes each jet by {c["settings"]["latent"]} numbers. Below are those of {len(idx):,} other jets, in two dimensions: along their principal components, and by t-SNE. Colours are what the network was not told: the class, pT and mass of the jet.')
     _add(page, latent_map(vae, store, idx), alt='Scatter plots of latent numbers in two dimensions, by principal components above and t-SNE below, coloured by class, transverse momentum and mass',
          command=f'jetbook train sparse_vae {store.path} -o {vae.path} --epochs {c["epochs"]} --seed {c["seed"]}\nfrom jetbook.data import JetStore\nfrom jetbook.runs import Run\nfrom jetbook.vae import latent_map\nrun,store = Run("{vae.path}"),JetStore("{store.path}")\nlatent_map(run, store, run.split(store).valid).savefig("map.png")')
+
+# %% ../nbs/10a_demo.ipynb #a7955082
+_ANOMALY = {'lit pixels':dict(detector='observable', column='multiplicity'), 'autoencoder error':dict(detector='ae'), 'surrogates':dict(detector='surrogates')}
+
+def _demo_anomalies(page, store, out, epochs, seed, clock):
+    "The section on anomaly scores, both ways"
+    from jetbook.search import both_directions,learn_background,plot_directions,scan,search,search_table,show_strangest
+    if len(store) < 200: return page.add('Which jets are strange?', 'That takes at least 200 jets.')
+    methods = {**_ANOMALY, 'autoencoder error':dict(detector='ae', epochs=epochs)}
+    with clock('three anomaly scores, both ways'):
+        both = both_directions({f'{a} -> {b}':search_table(search(store, a, out/'search'/a, methods, (seed,), n_train=len(store), progress=False), fpr=.2, n_boot=100) for a,b in (('QCD','W'),('W','QCD'))})
+        df = scan(learn_background('surrogates', store, 'QCD', seed, out=out/'runs'/'surrogates'), store, out/'scanned.jets.h5')
+    page.add('Which jets are strange?', f'Three ways to say how unlike the background a jet is, none told what to look for: the number of lit pixels, the error of an autoencoder trained on background for {epochs} epochs, and the detector `surrogates`, which compares jets with spoilt copies of the background. '
+             'Each learnt QCD jets and was shown W jets among them, and the other way round. The AUC is that of the test part, with its 95% interval; below 0.5 a score calls the background more anomalous than what was looked for.',
+             table=pd.DataFrame({f'{k}, {c}':both[k][c] for k in both.columns.unique(0) if k!='worse' for c in ('auc','lo','hi')}),
+             command=f'jetbook search {store.path} --background QCD --methods observable,ae,surrogates --seeds 1 -o {out/"more"}\njetbook fit surrogates {store.path} --background QCD --seed {seed} -o {out/"runs"/"surrogates"}\njetbook scan {out/"runs"/"surrogates"} {store.path} -o {out/"scanned.jets.h5"}')
+    _add(page, plot_directions(both).figure, alt='AUC of the three anomaly scores with QCD jets as background and with W jets as background', text='A score earns its place by being good both ways. More methods and what they reach with more jets are in notebook 06g.')
+    _add(page, show_strangest(store, df), alt='Images of the eight jets that the detector trained on QCD jets finds most anomalous, above the eight it finds most ordinary', text='The jets that `surrogates`, fitted to QCD jets, finds strangest and most ordinary, with their scores and p-values.')
 
 # %% ../nbs/10a_demo.ipynb #6fc2677b
 def _demo_bytes(page, code, store, out, progress, clock):

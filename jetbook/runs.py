@@ -77,7 +77,7 @@ def _check_value(name, k, v, kinds):
 
 # %% ../nbs/01a_runs.ipynb #03865aac
 _recipes = {}
-RECIPE_MODULES = ('conv_ae','dense_ae','sparse_ae','compress','vae','gnn','contrastive','sets','fusion','anomaly','cnn') # modules of jetbook that register recipes when imported
+RECIPE_MODULES = ('conv_ae','dense_ae','sparse_ae','compress','vae','gnn','contrastive','sets','fusion','reconstruction','density','dirichlet','nae','cnn') # modules of jetbook that register recipes when imported
 RESERVED = 'recipe store out epochs lr_max schedule seed split_seed valid test n_train resume progress cbs'.split() # what `train` itself takes
 
 def recipe(

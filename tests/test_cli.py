@@ -106,6 +106,26 @@ def test_train_evaluate_compare(folder):
     assert list(t)==['a','b'] and t['b']['seed']==3 and t['a']['mse']==a['mse']
     assert (folder/'ab.png').read_bytes()[:4]==b'\x89PNG'
 
+def test_fit_scan_search(folder):
+    "A fitted detector is a bundle on its own; scores and p-values stand beside the jets; a bundle that was tampered with is refused"
+    from jetbook.data import JetStore, toy_jets
+    toy_jets(400, 'wqcd').save(folder/'more.jets.h5')
+    line = ('fit', 'knn_observables', 'more.jets.h5', '--background', 'QCD', '-o', 'det')
+    assert '120 jets' in jetbook(*line, cwd=folder).stdout
+    assert jetbook(*line, cwd=folder).stdout                                               # there already: the same again
+    assert 'something else' in jetbook(*line[:-1], 'det', '--seed', 5, status=1, cwd=folder).stderr
+    top = json.loads(jetbook('scan', 'det', 'more.jets.h5', '-o', 'scan.jets.h5', '--top', 3, '--json', cwd=folder).stdout)
+    s = JetStore(folder/'scan.jets.h5')
+    score = s.columns['anomaly_knn_observables']
+    assert len(top)==3 and max(o['score'] for o in top.values())==score.max() and 0 < s.columns['anomaly_knn_observables_p'].min() <= 1
+    assert (folder/'scan.png').read_bytes()[:4]==b'\x89PNG'
+    t = json.loads(jetbook('search', 'more.jets.h5', '--background', 1, '--methods', 'mean_image', '--seeds', 1, '--part', 'valid', '-o', 'search', cwd=folder, *('--json','-q')).stdout)
+    assert set(t)=={'mean_image','told the labels'} and 0 <= t['mean_image']['auc'] <= 1
+    c = json.loads((folder/'det/config.json').read_text())
+    (folder/'det/config.json').write_text(json.dumps({**c, 'detector':'mean_image', 'settings':{}}))
+    assert 'another detector' in jetbook('scan', 'det', 'more.jets.h5', '-o', 'x.jets.h5', status=1, cwd=folder).stderr
+    assert not (folder/'x.jets.h5').exists()
+
 def test_interrupted(folder):
     p = start('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/long', '--epochs', 5000, '-q', cwd=folder)
     until = time.time()+200
@@ -133,7 +153,7 @@ def test_demo(tmp_path):
     assert re.search(r'^HCAL, all black ', r.stdout, re.M) and r.stdout.strip().endswith('out/report.html')
     page = (tmp_path/'out/report.html').read_text(encoding='utf-8')
     assert 'simulated with Pythia 8 and a parametrised detector' in page
-    assert page.count('<figure>')==8 and page.count('data:image/png;base64,')==16     # means, losses, three galleries, ROC curves, latent map, compression; for light and for dark
+    assert page.count('<figure>')==10 and page.count('data:image/png;base64,')==20    # means, losses, three galleries, ROC curves, latent map, anomalies (2), compression; for light and for dark
     assert page.count('<figure>')==len(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
     assert not re.search(r'(src|srcset|href)="(?!data:image/png|#)', page)           # nothing from elsewhere
     assert not re.search(r'/(tmp|home|root|Users)/', page) and str(tmp_path) not in page

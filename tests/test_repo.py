@@ -32,6 +32,9 @@ ROOMS['fusion'] = ROOMS['sets']|{'sets'}
 ROOMS['taggers'] = ROOMS['contrastive']|{'contrastive','sets','fusion'}
 ROOMS['latent'] = ROOMS['vae']|{'vae'}
 ROOMS['anomaly'] = ROOMS['latent']|{'latent','dense_ae'}
+for room in ('reconstruction','density','dirichlet','nae','surrogates'): ROOMS[room] = ROOMS['anomaly']|{'anomaly'}
+ROOMS['cwola'] = ROOMS['density']|{'density'}
+ROOMS['search'] = set(ROOMS)
 ROOMS['demo'] = set(ROOMS)
 ROOMS['cli'] = set(ROOMS)
 
