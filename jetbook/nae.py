@@ -115,7 +115,7 @@ class NAE(nn.Module):
     def __init__(self,
         space:SmoothAxes, # coordinates of images
         code:int=3, # numbers in the code
-        temperature:float=.02, # in units of the images' variance
+        temperature:float=.05, # in units of the images' variance
         smear:bool=True, # add the temperature's noise to the data?
         z_steps:int=5, # steps of a walk among codes
         x_steps:int=15, # steps of a walk among images
@@ -130,27 +130,20 @@ class NAE(nn.Module):
         self.register_buffer('samples', torch.zeros(chains, n))
         self.register_buffer('unit', torch.ones(())); self.register_buffer('distance', torch.tensor(math.inf))
 
-    def noisy(self,
-        u:Tensor, # coordinates (B, axes)
-    ): # (B, axes)
-        "With the noise of a walk in a bowl, of variance T/2"
-        return u + math.sqrt(self.temperature/2)*torch.randn_like(u)
-
     def draw(self,
         ae:SphereAE, # whose energy
         z:Tensor, # codes to begin with (B, code)
-        x_steps:int|None=None, # steps among images; default: the model's
-    ): # codes (B, code), samples (B, axes), share of chains that jumped
+    ): # codes (B, code), their images (B, axes), samples (B, axes), share of chains that jumped
         "Samples of exp(-E/T)"
         H,T = lambda z: ae.energy(ae.decoder(z)),self.temperature
         z,moved = jump(H, z, T)
         z = langevin(H, z, self.z_steps, .5, T, sphere=True)
         with torch.no_grad(): u = ae.decoder(z)
-        return z,langevin(ae.energy, u, self.x_steps if x_steps is None else x_steps, .2, T),moved
+        return z,u,langevin(ae.energy, u, self.x_steps, .2, T),moved
 
     def forward(self, x):
         u,net = self.space(x),self.ae if self.training else self.average
-        if self.training and self.smear: u = self.noisy(u)
+        if self.training and self.smear: u = u + math.sqrt(self.temperature/2)*torch.randn_like(u)
         rec = net(u)
         return (u-rec).square().sum(1),self.space.inverse(rec.detach())
 
@@ -170,61 +163,59 @@ def sliced_distance(
 
 # %% ../nbs/06d_nae.ipynb #c06a9349
 class Normalise(Callback):
-    "Train on data alone at first, then on the difference between data and samples; keep the best weights by the distance between them"
+    "Train on data alone at first, then on the difference between data and samples"
     order = 65
     def __init__(self,
-        pretrain:float=.4, # part of the epochs on data alone
+        pretrain:float=.3, # part of the epochs on data alone
         ceiling:float=2., # samples of higher energy push no more, in units of the data's
         rate:float=.15, # learning rate with samples, as a part of that before
         decay:float=.995, # of the moving average
-    ): store_attr(); self.report = {}
+    ):
+        if not 0 < pretrain <= 1: raise ConfigError('That part of the epochs cannot be', found=f'pretrain={pretrain}', expected='above 0, at most 1')
+        store_attr()
 
-    def before_fit(self):
-        self.first = max(1, round(self.pretrain*self.n_epoch))                # epoch in which samples come in
-        dl = self.dls.valid
-        x = dl.dataset.images(dl.idx).to(self.model.z.device)
-        self.held_out = self.model.space(x)
-        g = torch.Generator().manual_seed(0)
-        self.held_out = self.held_out + math.sqrt(self.model.temperature/2)*torch.randn(x.shape[0], self.held_out.shape[1], generator=g).to(x.device)
-
+    def before_fit(self): self.first,self.held_out = max(1, round(self.pretrain*self.n_epoch)),None # first: epoch in which samples come in
     def before_train(self): self.seen = []
 
     def before_batch(self):
         if not self.training: return
-        now = self.epoch+self.iter/self.n_iter
-        f = combined_cos(.25, .04, 1, 1e-5)(now/self.first) if now < self.first else self.rate*combined_cos(.7, 1, 1, 1e-3)((now-self.first)/(self.n_epoch-self.first))
+        now,first = self.epoch+self.iter/self.n_iter,self.first
+        f = combined_cos(.25, .04, 1, 1e-5)(now/first) if now < first else self.rate*combined_cos(.7, 1, 1, 1e-3)((now-first)/(self.n_epoch-first))
         self.opt.set_hyper('lr', self.opt.hypers[-1]['lr']*f)
 
     def after_loss(self):
         if not self.training: return
-        m,data = self.model,self.learn.pred[0].mean()
-        row = dict(data=data.item())
-        if self.epoch >= self.first:
-            pick = torch.randperm(len(m.z), device=m.z.device)[:len(self.learn.pred[0])]
-            m.z[pick],x,moved = m.draw(m.ae, m.z[pick])
-            energy = m.ae.energy(x)
-            self.learn.loss_grad = (data - energy.clamp(max=self.ceiling*m.unit).mean())/m.unit
-            self.learn.loss = self.learn.loss_grad.detach()
-            row |= dict(samples=energy.mean().item(), jumps=moved.item())
-        self.seen.append(row)
+        m,e = self.model,self.learn.pred[0]
+        self.seen.append(dict(data=e.mean().item()))
+        if self.epoch < self.first: return
+        pick = torch.randperm(len(m.z), device=e.device)[:len(e)]
+        m.z[pick],_,u,moved = m.draw(m.ae, m.z[pick])
+        energy = m.ae.energy(u)
+        self.learn.loss_grad = (e.mean() - energy.clamp(max=self.ceiling*m.unit).mean())/m.unit
+        self.learn.loss = self.learn.loss_grad.detach()
+        self.seen[-1] |= dict(samples=energy.mean().item(), jumps=moved.item())
+
+    def after_step(self):
+        if self.epoch < self.first: return
+        for a,b in zip(self.model.average.parameters(), self.model.ae.parameters()): a.lerp_(b.detach(), 1-self.decay)
+
+    def after_train(self): self._compare()
 
 # %% ../nbs/06d_nae.ipynb #25894de3
 @patch
-def after_step(self:Normalise):
-    if self.epoch < self.first: return
-    for a,b in zip(self.model.average.parameters(), self.model.ae.parameters()): a.lerp_(b.detach(), 1-self.decay)
-
-@patch
-def after_train(self:Normalise):
+def _compare(self:Normalise):
     m = self.model
-    self.report = {k:float(np.mean([r[k] for r in self.seen])) if k in self.seen[-1] else math.nan for k in ('data','samples','jumps')} | dict(distance=math.nan, walked=math.nan)
+    self.report = {k:float(np.mean([r.get(k, math.nan) for r in self.seen])) for k in ('data','samples','jumps')} | dict(distance=math.nan, walked=math.nan)
     if self.epoch < self.first:
         for net in (m.plain,m.average,m.best): net.load_state_dict(m.ae.state_dict())
         m.unit.fill_(self.report['data'])
         if self.epoch < self.first-1: return
-    z,_,_ = m.draw(m.average, m.z)
-    with torch.no_grad(): start = m.average.decoder(z)
-    m.samples = langevin(m.average.energy, start, 4*m.x_steps, .2, m.temperature)
+    if self.held_out is None:
+        dl = self.dls.valid
+        u = m.space(dl.dataset.images(dl.idx).to(m.z.device))
+        self.held_out = u + math.sqrt(m.temperature/2)*torch.randn(u.shape, generator=torch.Generator().manual_seed(0)).to(u.device)
+    _,start,u,_ = m.draw(m.average, m.z)
+    m.samples = langevin(m.average.energy, u, 3*m.x_steps, .2, m.temperature)         # a longer walk than in training
     self.report |= dict(distance=sliced_distance(m.samples, self.held_out), walked=(m.samples-start).norm(dim=1).mean().item())
     if self.report['distance'] < m.distance:
         m.distance.fill_(self.report['distance']); m.best.load_state_dict(m.average.state_dict())
@@ -248,7 +239,7 @@ def nae(
     blur:float=3., # width of the Gaussian in pixels
     axes:int=24, # principal axes kept
     code:int=3, # numbers in the code
-    temperature:float=.02, # in units of the images' variance
+    temperature:float=.05, # in units of the images' variance
     smear:bool=True, # add the temperature's noise to the data?
     pretrain:float=.3, # part of the epochs on data alone
     ceiling:float=2., # samples of higher energy push no more, in units of the data's
@@ -273,7 +264,7 @@ class NormalisedAE(Trained):
         blur:float=3., # width of the Gaussian in pixels
         axes:int=24, # principal axes kept
         code:int=3, # numbers in the code
-        temperature:float=.02, # in units of the images' variance
+        temperature:float=.05, # in units of the images' variance
         smear:bool=True, # add the temperature's noise to the data?
         ceiling:float=2., # samples of higher energy push no more, in units of the data's
         epochs:int=60, # of training
