@@ -51,6 +51,7 @@ class Rarity:
     ): # Rarity
         "Learn the density"
         from sklearn.preprocessing import StandardScaler
+        if getattr(self.model, 'n_neighbors', 0) > len(x): raise DataError('Too few jets to have so many neighbours', found=len(x), expected=f'at least {self.model.n_neighbors}', do='a smaller `size`')
         self.scale = StandardScaler().fit(x)
         self.model.fit(self.scale.transform(x))
         return self
