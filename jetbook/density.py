@@ -16,7 +16,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
-from typing import Literal
 from .anomaly import Detector,Trained,detector,towers
 from .data import ConfigError,DataError,JetStore
 from .dense_ae import DenseAE
