@@ -20,7 +20,7 @@ from .runs import Run, fingerprint, get_recipe, load_bundle, save_bundle, train,
 # %% ../nbs/06_anomaly.ipynb #8f9da3a8
 def towers(
     store:JetStore, # N jets; the image's sides are multiples of 25 pixels
-): # JetStore of one channel `pT`, 25x25, each jet's pixels in percent of their sum
+): # JetStore of one channel `pT`, 25x25, each jet's pixels in percent of their sum; made of larger images it knows no cell size
     "The same jets on a coarse grid, all on one scale"
     from scipy.sparse import coo_array
     s,side = store.to('cpu'),25

@@ -82,8 +82,8 @@ METHODS = {
     'Dirichlet VAE':dict(detector='dvae'), 'Deep SVDD':dict(detector='deep_svdd'),
     'normalised AE':dict(detector='nae'), 'the same, not normalised':dict(detector='nae', use='plain'),
     'surrogates':dict(detector='surrogates'), 'surrogates, ratio alone':dict(detector='surrogates', use='ratio'),
-    **{f'CWoLa, {s:.0%}':dict(detector='cwola', signal_share=s) for s in (.01,.02,.05,.1)}, 'CWoLa, trees, 5%':dict(detector='cwola', signal_share=.05, classifier='trees'),
-} # name in the table -> detector and settings; with `signal_share`: it is given a mixture with that share of anomalies, without labels
+    **{f'CWoLa, {s:.0%}':dict(detector='cwola', signal_share=s, draws=10) for s in (.01,.02,.05,.1)}, 'CWoLa, trees, 5%':dict(detector='cwola', signal_share=.05, draws=10, classifier='trees'),
+} # name in the table -> detector and settings; with `signal_share`: it is given a mixture with that share of anomalies, without labels; with `draws`: so many seeds
 SIMPLE = ('lit pixels','mass','tau_21','distance to the mean jet') # of the methods, those that learn next to nothing
 
 # %% ../nbs/06g_search.ipynb #e5900a8c
@@ -117,12 +117,12 @@ def search(
             _save_tensors(f, dict(jet=torch.from_numpy(idx), y=torch.from_numpy(y[idx]), score=torch.from_numpy(s[:len(idx)]), aside=torch.from_numpy(s[len(idx):])))
         if _read_json(place/'config.json')['settings']!=_plain(get_detector(m['detector'], **_own(m)).settings): raise ConfigError(f'{place.name} holds other settings', do='choose another folder')
         return dict(seed=seed, **{k:v.numpy() for k,v in _load_tensors(f)[0].items()})
-    todo = [(n,s) for n in methods for s in seeds]
+    todo = [(n,s) for n,m in methods.items() for s in (range(m['draws']) if 'draws' in m else seeds)]
     res = {n:[] for n in methods}
     for n,s in progress_bar(todo) if progress else todo: res[n].append(_one(n, s))
     return res
 
-def _own(m): return {k:v for k,v in m.items() if k not in ('detector','signal_share')}
+def _own(m): return {k:v for k,v in m.items() if k not in ('detector','signal_share','draws')}
 
 # %% ../nbs/06g_search.ipynb #d4307b9f
 def ceiling(
