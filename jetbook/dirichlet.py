@@ -189,7 +189,7 @@ def dirichlet_vae(
 ): # Learner
     "Dirichlet VAE: a jet is a mixture of a few templates"
     dls = jet_dls(store, split, task='reconstruct', tfms=[Power(power)], bs=bs)
-    model = DirichletVAE(tuple(alpha), mix, hidden, store.width).begin(Power(power)(store.images(split.train[:5000])))
+    model = DirichletVAE(tuple(alpha), mix, hidden, store.width).begin(Power(power)(store.images(split.train[:5000]).cpu()))
     return _vae_learner(dls, model, ELBO(lambda pred,target: model.divergence(pred,target).mean(), 1., beta), 0., 1)
 
 # %% ../nbs/06c_dirichlet.ipynb #f85996b5
