@@ -11,7 +11,8 @@ __all__ = ['PAIRS', 'METHODS', 'SIMPLE', 'class_number', 'learn_background', 'se
 import shutil, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from .anomaly import Detector, LABELS, anomaly_metrics, calibrate, get_detector, load_detector, p_values, save_detector, significance_improvement, threshold
+from tqdm.auto import tqdm
+from .anomaly import Detector, anomaly_metrics, calibrate, get_detector, load_detector, p_values, save_detector, significance_improvement, threshold
 from .cwola import mix
 from .data import ConfigError, DataError, JetStore
 from .fusion import jet_profile
@@ -98,7 +99,6 @@ def search(
     progress:bool=True, # show progress
 ): # dict: name -> list of dicts of seed, jet, y (1: anomaly), score, aside (scores of background kept aside)
     "Fit and score methods for one direction"
-    from fastprogress.fastprogress import progress_bar
     out,sp,k,methods = Path(out),split(store, valid=.1, test=.3),class_number(store, background),METHODS if methods is None else methods
     y = (store.columns[store.label_column]!=k).astype(int)
     train,aside,idx = np.sort(_shuffled(sp.train[y[sp.train]==0])[:n_train]),sp.valid[y[sp.valid]==0],getattr(sp, part)
@@ -119,7 +119,7 @@ def search(
         return dict(seed=seed, **{k:v.numpy() for k,v in _load_tensors(f)[0].items()})
     todo = [(n,s) for n,m in methods.items() for s in (range(m['draws']) if 'draws' in m else seeds)]
     res = {n:[] for n in methods}
-    for n,s in progress_bar(todo) if progress else todo: res[n].append(_one(n, s))
+    for n,s in tqdm(todo, disable=not progress): res[n].append(_one(n, s))
     return res
 
 def _own(m): return {k:v for k,v in m.items() if k not in ('detector','signal_share','draws')}
@@ -203,7 +203,7 @@ def plot_gain(
         d = significance_improvement(scores[k][0]['y'], scores[k][0]['score'])
         ax.plot(d.eps_s, d.sic, label=f'{k}, at most {d.sic.max():.2f}')
     e = np.linspace(0, 1, 50); ax.plot(e, e**.5, ':', c='grey', label='guessing')
-    ax.set(xlabel='signal efficiency', ylabel=r'$\epsilon_s/\sqrt{\epsilon_b}$', xlim=(0,1)); ax.legend(fontsize=7)
+    ax.set(xlabel='signal efficiency', ylabel=r'$\epsilon_s/\sqrt{\epsilon_b}$', xlim=(0,1)); ax.legend(fontsize=7, loc='upper right')
     return ax
 
 def plot_mass(

@@ -120,6 +120,7 @@ def wheel():
         oks.append(check('the wheel installs there', py, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', whl))
         oks.append(check('it opens its samples', py, '-c', OPENS, cwd=away))
         oks.append(check('it runs its command', t/'env'/'bin'/'jetbook', '--help', cwd=away))
+        oks.append(check('it runs the demo, with the newest fastai and fastcore', t/'env'/'bin'/'jetbook', 'demo', '--jets', '200', '--epochs', '1', '-q', cwd=away, timeout=600))
     return score(oks)
 
 STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, docs=docs, wheel=wheel)
