@@ -223,7 +223,7 @@ def _compare(self:Normalise):
 # %% ../nbs/06d_nae.ipynb #556283e9
 def _energies(learn, dl):
     "Mean energy, and each jet's, before samples came in and after"
-    m = learn.model.eval()
+    m = learn.model.to(dl.device).eval()
     with torch.no_grad(): e = {k:torch.cat([getattr(m,k).energy(m.space(x)).cpu() for x,_ in dl]).numpy() for k in ('plain','best')}
     return dict(energy=float(e['best'].mean()), plain_energy=float(e['plain'].mean()), distance=m.distance.item()),dict(energy=e['best'], plain_energy=e['plain'])
 
