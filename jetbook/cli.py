@@ -384,6 +384,7 @@ def _detectors(a):
     if a.name is None: return _table(t[['reference','about']], 'detector')
     _facts(detector=a.name, **t.loc[a.name].to_dict())
 
+# %% ../nbs/10_cli.ipynb #31b81ed6
 @verb('look for anomalies',
     arg('detector', metavar='DETECTOR', help='see `jetbook detectors`'),
     arg('data', metavar='DATA', help='a packed store, or sample:NAME'),
@@ -404,6 +405,7 @@ def _settings(pairs):
     from jetbook.runs import Recipe
     return Recipe('settings', None, None).parse(pairs)
 
+# %% ../nbs/10_cli.ipynb #2d0b0d9a
 @verb('look for anomalies',
     arg('run', metavar='RUN', help="a fitted detector, or a finished run of an autoencoder"),
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
@@ -419,6 +421,7 @@ def _scan(a):
     _table(df.head(a.top))
     print(f'\n{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {Path(a.output).name.removesuffix(".h5").removesuffix(".jets")}.png')
 
+# %% ../nbs/10_cli.ipynb #212f0b32
 @verb('look for anomalies',
     arg('data', metavar='DATA', help='a packed store with labels, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FOLDER', help='for the fits and scores; those that are there are kept'),
