@@ -17,7 +17,8 @@ def jetbook(*args, status=0, cwd=None, cmd=COMMAND):
     assert ('Traceback' in r.stderr) == ('--debug' in args), r.stderr
     return r
 
-def start(*args, **kwargs): return subprocess.Popen([*COMMAND, *map(str,args)], env=ENV, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+def start(*args, **kwargs): # a shell that puts its jobs into the background lets them ignore SIGINT
+    return subprocess.Popen([*COMMAND, *map(str,args)], env=ENV, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 @pytest.mark.parametrize('verb', VERBS)
 def test_help_of(verb):
