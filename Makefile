@@ -27,10 +27,12 @@ notebooks: $(DEV_STAMP) ## export, execute in place and clean (NB='02_conv_ae' a
 	nbdev_export
 	python tests/runnb.py $(NB) --flags '$(FLAGS)'
 
-docs: $(DEV_STAMP) ## the site in _docs/ (warnings are errors) and README.md
+docs: $(DEV_STAMP) ## the site in _docs/ (warnings are errors, every link is checked) and README.md
 	docs/mathjax.sh
 	python docs/nbsrc.py
-	sphinx-build -W --keep-going -q -b html -c docs docs/_nbs _docs
+	rm -rf _docs
+	sphinx-build -n -W --keep-going -q -j auto -b html -c docs docs/_nbs _docs
+	python docs/links.py _docs
 	python docs/readme.py
 	@echo "open _docs/index.html"
 

@@ -1,10 +1,12 @@
-"The docs pipeline: links, headings, and a README that anyone can read"
-import importlib.util, json
+"The docs pipeline: links, headings, words for pictures, code on pages that runs, and a README that anyone can read"
+import importlib.util, json, re, shlex, sys
 from pathlib import Path
 
-import nbformat, pytest
+import nbformat, pytest, yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+
+sys.path.append(str(ROOT/'docs')) # its files import one another
 
 def load(name):
     spec = importlib.util.spec_from_file_location(f'docs_{name}', ROOT/'docs'/f'{name}.py')
@@ -64,3 +66,130 @@ def test_readme(tmp_path):
     assert '[the store](nbs/00_data.ipynb)' in text and '```python\nlen(jets)\n```\n\n    5\n' in text and '![](docs/readme/1.png)' in text
     assert 'secret' not in text and 'quiet' not in text and '    loud' in text and '<b>' not in text
     assert pics=={'1.png':b'hello'}
+
+# --- what the pages show can be copied
+
+pages,links = load('pages'),load('links')
+WRITTEN = sorted((ROOT/'docs'/'pages').rglob('*.md'))
+_fence = re.compile(r'^```(\w+)\n(.*?)^```$', re.M|re.S)
+
+def blocks(fn, lang): return [m[2] for m in _fence.finditer(fn.read_text(encoding='utf-8')) if m[1]==lang]
+def with_(lang): return [pytest.param(f, id=f.stem) for f in WRITTEN if blocks(f, lang)]
+
+@pytest.mark.parametrize('fn', with_('python'))
+def test_python_on_a_page_runs(fn, tmp_path, monkeypatch):
+    "All blocks of a page one after another, in an empty folder; a `%` line is the notebook's own"
+    import matplotlib.pyplot as plt
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('JETBOOK_DATA', raising=False)
+    names = {'__name__':'page'}
+    for i,code in enumerate(blocks(fn, 'python')):
+        code = re.sub(r'^%pip install .*$', '', code, flags=re.M)
+        exec(compile(code, f'{fn.name}, block {i+1}', 'exec'), names)
+    plt.close('all')
+
+def commands(text): return [shlex.split(l, comments=True) for l in text.replace('\\\n',' ').splitlines() if l.split('#')[0].strip()]
+
+def check_command(words):
+    "Is this a command line that can be typed?"
+    if words[0]=='jetbook':
+        from jetbook.cli import parser
+        a = parser().parse_args(words[1:])
+        if a.verb=='train': from jetbook.runs import get_recipe; r = get_recipe(a.recipe); r.check(r.parse(a.set))
+        if a.verb=='fit': from jetbook.anomaly import get_detector; get_detector(a.detector)
+        if a.verb=='compare' and a.recipes: from jetbook.runs import get_recipe; [get_recipe(o) for o in a.recipes.split(',')]
+    elif words[0]=='make': assert re.search(rf'^{words[1]}:', (ROOT/'Makefile').read_text(), re.M), words
+    else: assert words[:2]==['pip','install'], words
+
+@pytest.mark.parametrize('fn', with_('sh'))
+def test_command_lines_on_a_page_are_right(fn):
+    for words in commands(''.join(blocks(fn, 'sh'))): check_command(words)
+
+@pytest.mark.parametrize('line', ['jetbook trian conv_ae sample:qg -o r', 'jetbook train no_such_recipe sample:qg -o r', 'jetbook train conv_ae sample:qg -o r --set no=1', 'make nothing', 'rm -rf /'])
+def test_the_check_of_command_lines_finds_it(line):
+    with pytest.raises((SystemExit, AssertionError, ValueError)): check_command(shlex.split(line))
+
+def test_front_page_shows_command_lines_that_are_right():
+    for words in commands(''.join(blocks(ROOT/'README.md', 'sh'))): check_command(words)
+
+# --- pictures have words
+
+@pytest.mark.parametrize('heading,prose,code,want', [
+    ('Pictures', 'One idea.\n\nThe [jet](x.ipynb) of `y=1` is *thin*, and its core is what carries it. More.', '', 'Pictures: The jet of y=1 is thin, and its core is what carries it.'),
+    ('`f`', r'Where $\Delta\phi$ is small, so is the error of the mass:', "ax.set(xlabel=r'$\\phi$', ylabel='jets')", 'f: Where Δφ is small, so is the error of the mass (x: φ, y: jets)'),
+    ('', '', '', 'picture')])
+def test_alt_text(heading, prose, code, want): assert nbsrc.alt_text(heading, prose, code)==want
+
+def test_alt_text_is_short(): assert len(nbsrc.alt_text('heading', 'word '*200, "ax.set(xlabel='pT (GeV)')")) < 230
+
+def test_a_picture_gets_words_and_an_anchor():
+    v = nbformat.v4
+    shows = v.new_code_cell('#| slow\nax.plot()', outputs=[v.new_output('display_data', data={'image/png':'aGVsbG8='})])
+    book = v.new_notebook(cells=[v.new_markdown_cell('## Curves\n\nHow the loss falls in the first ten epochs.'), v.new_code_cell('1'), shows])
+    one, = nbsrc._mark(book)
+    assert (one.heading,one.slow,one.pngs)==('Curves',True,[b'hello'])
+    assert shows.metadata['mystnb']=={'image':{'alt':'Curves: How the loss falls in the first ten epochs.'}}
+    assert book.cells[-1] is shows and f'id="{one.anchor}"' in book.cells[-2].source
+
+# --- the book's order
+
+def test_sidebar_lists_the_notebooks_in_order():
+    side = yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    listed = [f for o in side for f in (o['contents'] if isinstance(o, dict) else [o])]
+    assert listed==['index.ipynb', *sorted(p.name for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))]
+
+def test_a_page_of_ours_does_not_take_a_name_of_sphinx():
+    assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06g_search.ipynb)', {'06g_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
+
+# --- the API
+
+SOURCE = '''"A module of examples"
+__all__ = ['LIMIT', 'Pair', 'Jet', 'pack']
+from collections import namedtuple
+LIMIT = 3 # jets at most
+Pair = namedtuple('Pair', 'a b')
+Pair.__doc__ = "Two of them"
+class Jet:
+    "A jet"
+    def __init__(self,
+        pt:float, # in GeV
+    ): self.pt = pt
+    @property
+    def mass(self): "In GeV"; return 0.
+    def _own(self): "Not shown"
+def pack(
+    source, # a path, or *many*
+    *, n:int=3, # how many_of_them
+    **kwargs
+): # JetStore
+    "Pack them"
+def _hidden(): "Not shown"
+@patch
+def show(self:Jet,
+    i:int=0, # which
+): "Draw it"
+@patch
+def save(self:Store): "Write it"
+'''
+
+def test_api_page(tmp_path):
+    (tmp_path/'demo.py').write_text(SOURCE)
+    text = load('api').Module(tmp_path/'demo.py', 'https://x.org/jetbook/', lambda name: '../demo.ipynb#pack' if name=='pack' else '').page('[00](../demo.ipynb)')
+    for want in ('{py:data} LIMIT\n:value: 3\n', 'jets at most', 'Two of them', '{py:class} Jet(pt: float)', ':param pt: in GeV', '{py:property} mass', '{py:method} show(i: int = 0)', ':param i: which',
+                 '{py:function} pack(source, *, n: int = 3, **kwargs)', r':param source: a path, or \*many\*', r':param n: how many\_of\_them', ':returns: JetStore',
+                 '[source](https://x.org/jetbook/demo.py#L15)', '[in the book](../demo.ipynb#pack)', 'What `Store` gains', '{py:method} Store.save()'): assert want in text, want
+    assert 'Not shown' not in text and 'hidden' not in text
+
+# --- links of the built site
+
+def site(tmp_path, **files):
+    for k,v in files.items(): (tmp_path/f'{k}.html').write_text(v)
+    return list(links.problems(tmp_path))
+
+@pytest.mark.parametrize('html,why', [
+    ('<a href="b.html#here">', None), ('<a href="#top"><p id="top">', None), ('<a href="https://x.org/a#b">', None), ('<img src="data:image/png;base64,aa">', None), ('<a href="mailto:a@b.org">', None),
+    ('<a href="c.html">', 'no such file'), ('<a href="b.html#there">', 'no such place'), ('<img src="a.png">', 'no such file'), ('<script src="a.js">', 'no such file'), ('<a href="../b.html">', 'no such file'),
+    ('<a href="https:///a">', 'no host'), ('<a href="http://a b.org">', 'space'), ('<a href="htp://a.org">', 'scheme'), ('<a href="https://x.org/a{b}">', 'brackets')])
+def test_links_of_a_page(html, why, tmp_path):
+    bad = site(tmp_path, a=html, b='<h1 id="here">b</h1>')
+    assert bad==[] if why is None else len(bad)==1 and why in bad[0]

@@ -1,0 +1,167 @@
+"All pages of the site that are no notebook: those of docs/pages/, the book's contents, results and API, made from what is there"
+import io, re
+from pathlib import Path
+from PIL import Image
+from api import Module
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT/'docs'/'pages'
+
+def _put(out, name, text):
+    (out/name).parent.mkdir(parents=True, exist_ok=True)
+    (out/name).write_text(text.rstrip()+'\n', encoding='utf-8')
+
+def _toctree(names): return '```{toctree}\n:hidden:\n\n'+'\n'.join(names)+'\n```\n'
+
+def _link(url, text): return f'[{text}]({url})'
+
+# --- pictures of notebooks on other pages
+
+def slug(heading): return re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-')
+
+def picture(book, where):
+    "The first picture under a heading of a notebook, as `02_conv_ae#why-it-paints-black`: (`Shown`, PNG)"
+    k,_,at = where.strip().partition('#')
+    there = [s for s in book.shown.get(k, ()) if s.pngs]
+    for s in there:
+        if slug(s.heading)==at: return s,s.pngs[0]
+    raise SystemExit(f"docs/pages: no picture {where}. There are: {', '.join(f'{k}#{slug(s.heading)}' for s in there) or 'none'}")
+
+_pic = re.compile(r'^```\{picture\} (\S+)\n(.*?)\n```$', re.M|re.S)
+
+def _pictures(text, book, out, up):
+    "`{picture}` blocks -> figures, and where each is from"
+    def _one(m):
+        s,png = picture(book, m[1])
+        k = m[1].partition('#')[0]
+        name = f'pictures/{k}-{s.anchor}.png'
+        (out/'pictures').mkdir(exist_ok=True); (out/name).write_bytes(png)
+        return f'```{{figure}} {up}{name}\n:alt: {s.alt}\n\n{m[2]} From [{k}]({up}{book.pages[k]}.ipynb).\n```'
+    return _pic.sub(_one, text)
+
+def written(book, out):
+    "Pages that people wrote"
+    for f in sorted(PAGES.rglob('*.md')):
+        name = f.relative_to(PAGES)
+        up = '../'*(len(name.parts)-1)
+        text = re.sub(r'\]\((?:\.\./)+benchmarks/(\w+\.\w+)', rf']({book.blob}benchmarks/\1', f.read_text(encoding='utf-8'))
+        text = re.sub(r'\]\((?:\.\./)+([A-Z]\w+\.md)', rf']({book.blob}\1', text)
+        _put(out, name, _pictures(book.linked(text, up), book, out, up))
+
+# --- the book's contents
+
+def contents(book, out):
+    "The notebooks in order, by part, each with a picture"
+    text = ['# The book', 'The notebooks in the order to read them. Each is also a module of the library: what you read is what `import jetbook` runs. '
+            'Code, pictures and tables are as the notebook\'s last run left them.']
+    for part,ks in book.parts.items():
+        text.append(f'## {part}\n\n' + '\n'.join(f'- [{book.number(k)} {book.title(k)}]({book.pages[k]}.ipynb): {book.about(k)}' for k in ks))
+    names = [f'{book.number(k)} {book.title(k)} <{book.pages[k]}>' for ks in book.parts.values() for k in ks]
+    _put(out, 'book.md', '\n\n'.join([*text, _toctree(names)]))
+
+# --- results
+
+def _command(name): return f"make bench ARGS='--only {name}'"
+
+def _in_one_sentence(title): return title.split(':', 1)[1].strip()
+
+def benchmarks(book, out):
+    "A page for each section of benchmarks/RESULTS.md, with the command that writes it again; returns (name, title) of them"
+    text = (ROOT/'benchmarks'/'RESULTS.md').read_text(encoding='utf-8')
+    head,*parts = re.split(r'^## ', text, flags=re.M)
+    res = []
+    for p in parts:
+        title,body = p.split('\n', 1)
+        name = title.split(':')[0].lower()
+        scripts = sorted((ROOT/'benchmarks').glob(f'{name}_*.py'))
+        told = [k for k in book.nbs if k!='index' and re.search(rf'--only {name}\b', book.text[k])]
+        how = [f'Again: `{_command(name)}`', *(_link(f'{book.blob}benchmarks/{s.name}', f'`{s.name}`') for s in scripts)]
+        if told: how.append('read in ' + ', '.join(_link(f'../{book.pages[k]}.ipynb', f'{book.number(k)} {book.title(k)}') for k in told))
+        body = body.replace('](README.md', '](how.md').replace('README.md', '[How it is measured](how.md)')
+        _put(out, f'results/{name}.md', f"# {title}\n\n{{.jb-nav}}\n{' · '.join(how)}\n\n{body}")
+        res.append((name, title))
+    how = (ROOT/'benchmarks'/'README.md').read_text(encoding='utf-8').replace('# Benchmarks', '# How it is measured', 1).replace('](RESULTS.md)', '](index.md)')
+    _put(out, 'results/how.md', re.sub(r'`((?:b\d_)?\w+\.py)`', lambda m: _link(f'{book.blob}benchmarks/{m[1]}', f'`{m[1]}`') if (ROOT/'benchmarks'/m[1]).exists() else m[0], how))
+    return re.sub(r'^# .*\n', '', head).strip(), res
+
+def _thumb(png, fn, width=360):
+    "A small copy of a picture for the gallery; returns its size"
+    with Image.open(io.BytesIO(png)) as im:
+        im = im.convert('RGBA')
+        page = Image.new('RGB', im.size, 'white'); page.paste(im, mask=im.getchannel('A'))
+        page.thumbnail((width, width))
+        page.quantize(64).save(fn, optimize=True)
+        return page.size
+
+def _html(s): return s.replace('&','&amp;').replace('<','&lt;').replace('>','&gt;').replace('"','&quot;')
+
+def _numbered(name, hrefs):
+    "Links to the tables under one heading"
+    first,*more = [f'<a href="{h}">{name if i==1 else i}</a>' for i,h in enumerate(hrefs, 1)]
+    return ', '.join([first, *more])
+
+def gallery(book, out):
+    "Every picture and table of the notebooks, and the command that computes it again"
+    (thumbs := out/'_extra'/'thumbs').mkdir(parents=True)
+    text = ['# Pictures and tables of the notebooks', 'Every one is computed by the cell above it; a click leads there. The command under a notebook\'s name runs it again, in place; '
+            'those marked *slow* take longer than a test may, and are computed with `FLAGS=slow`.']
+    for k in [k for ks in book.parts.values() for k in ks]:
+        shown = book.shown[k]
+        slow = any(s.slow for s in shown)
+        cmd = f'`make notebooks NB={k}`' + (', and with `FLAGS=slow` what is marked' if slow else '')
+        figs,tables = [],{}
+        for s in shown:
+            href,mark = f'../{book.pages[k]}.html#{s.anchor}',' (slow)' if s.slow else ''
+            for i,png in enumerate(s.pngs):
+                w,h = _thumb(png, thumbs/(name := f'{book.pages[k]}-{s.anchor}-{i}.png'))
+                figs.append(f'<a class="jb-fig" href="{href}"><img src="../thumbs/{name}" alt="{_html(s.alt)}" width="{w}" height="{h}" loading="lazy"><span>{_html(s.heading or book.title(k))}{mark}</span></a>')
+            if not s.pngs: tables.setdefault(_html(s.heading or book.title(k))+mark, []).append(href)
+        if figs or tables:
+            text.append(f'## {book.number(k)} {book.title(k)}\n\n{cmd}')
+            if figs: text.append('<div class="jb-figs">\n'+'\n'.join(figs)+'\n</div>')
+            if tables: text.append(f'<p>Tables: {" · ".join(_numbered(*o) for o in tables.items())}</p>')
+    _put(out, 'results/pictures.md', '\n\n'.join(text))
+
+def results(book, out):
+    machine,bs = benchmarks(book, out)
+    gallery(book, out)
+    n = sum(len(s.pngs) for ss in book.shown.values() for s in ss)
+    rows = '\n'.join(f'| [{t.split(":")[0]}]({b}.md) | {_in_one_sentence(t)} | `{_command(b)}` |' for b,t in bs)
+    _put(out, 'results/index.md', f"""# Results
+
+Every table and curve of the project, and the command that makes it again. Jets are simulated with Pythia 8 and a parametrised detector: the figures tell how
+methods compare, not what they reach on CMS data. Nothing on these pages is typed in: they are built from what the commands wrote.
+
+## Measured
+
+`make bench` writes them all, in some hours; each alone:
+
+| | what | command |
+|---|---|---|
+{rows}
+
+{machine.replace('README.md says', '[How it is measured](how.md) says')}
+
+## Computed in the notebooks
+
+[All {n} pictures, and the tables](pictures.md), each with its command. The whole book again, in place: `make notebooks`; with what takes minutes to hours: `make notebooks FLAGS=slow`.
+
+{_toctree([*(f'{t} <{b}>' for b,t in bs), 'pictures', 'how'])}""")
+
+# --- API
+
+def api(book, out):
+    mods = [k for ks in book.parts.values() for k in ks if book.module(k)]
+    rows = []
+    for k in mods:
+        m,page = book.module(k),book.pages[k]
+        taught = lambda name, page=page: f"../{page}.ipynb#{name.lower().replace('.','')}" if name.lower() in book.documented[page] else ''
+        mod = Module(book.cfg.lib_path/f'{m}.py', f'{book.blob}{book.cfg.lib_path.name}/', taught)
+        _put(out, f'api/{m}.md', mod.page(f'[{book.number(k)} {book.title(k)}](../{page}.ipynb)'))
+        rows.append(f'| [`{m}`]({m}.md) | {", ".join(f"`{o}`" for o in mod.names())} |')
+    _put(out, 'api/index.md', '# API\n\nEvery public name of the library, module by module, with its parameters, their types, shapes and units. *source* leads to the line on GitHub, '
+         '*in the book* to where the notebook explains, shows and tests it. In alphabetical order: <a href="../genindex.html">the index</a>.\n\n'
+         'Modules import only from those above them.\n\n| module | public names |\n|---|---|\n'+'\n'.join(rows)+'\n\n'+_toctree([book.module(k) for k in mods]))
+
+def write(book, out):
+    for f in (written, contents, results, api): f(book, out)
