@@ -97,7 +97,10 @@ class Module:
     def _data(self, name, n):
         value = ast.unparse(n.value)
         sig = name + (f'\n:value: {value}' if len(value) < 70 and not isinstance(n.value, (ast.Dict,ast.Call)) else '')
-        return self._directive('data', sig, n, name, doc=self.docs.get(name) or self.notes.get(n.lineno, ''))
+        doc = self.docs.get(name) or self.notes.get(n.lineno, '')
+        keys = [ast.literal_eval(k) for k in n.value.keys if isinstance(k, ast.Constant)] if isinstance(n.value, ast.Dict) else \
+               [k.arg for k in n.value.keywords] if isinstance(n.value, ast.Call) and ast.unparse(n.value.func)=='dict' else []
+        return self._directive('data', sig, n, name, ['Keys: '+', '.join(f'`{k}`' for k in keys)] if keys else (), doc=doc)
 
     def page(self, book):
         "MyST text of the module's page; `book`: link to the notebook that teaches it"

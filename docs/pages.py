@@ -13,6 +13,10 @@ def _put(out, name, text):
 
 def _toctree(names): return '```{toctree}\n:hidden:\n\n'+'\n'.join(names)+'\n```\n'
 
+def _html(s): return s.replace('&','&amp;').replace('<','&lt;').replace('>','&gt;').replace('"','&quot;')
+
+def _thumb_name(book, k, s, i=0): return f'{book.pages[k]}-{s.anchor}-{i}.png'
+
 def _link(url, text): return f'[{text}]({url})'
 
 # --- pictures of notebooks on other pages
@@ -34,9 +38,9 @@ def _pictures(text, book, out, up):
     def _one(m):
         s,png = picture(book, m[1])
         k = m[1].partition('#')[0]
-        name = f'pictures/{k}-{s.anchor}.png'
+        name,of = f'pictures/{k}-{s.anchor}.png','the front page' if k=='index' else k
         (out/'pictures').mkdir(exist_ok=True); (out/name).write_bytes(png)
-        return f'```{{figure}} {up}{name}\n:alt: {s.alt}\n\n{m[2]} From [{k}]({up}{book.pages[k]}.ipynb).\n```'
+        return f'```{{figure}} {up}{name}\n:alt: {s.alt}\n\n{m[2]} From [{of}]({up}{book.pages[k]}.ipynb).\n```'
     return _pic.sub(_one, text)
 
 def written(book, out):
@@ -50,12 +54,17 @@ def written(book, out):
 
 # --- the book's contents
 
+def _card(book, k):
+    "A notebook of the contents: its first picture, title and subtitle"
+    first = next((s for s in book.shown[k] if s.pngs), None)
+    img = f'<img src="thumbs/{_thumb_name(book, k, first)}" alt="{_html(first.alt)}" loading="lazy">' if first else ''
+    return f'<a class="jb-card" href="{book.pages[k]}.html">{img}<span><b>{_html(book.number(k))} {_html(book.title(k))}</b><br>{_html(book.about(k))}</span></a>'
+
 def contents(book, out):
     "The notebooks in order, by part, each with a picture"
     text = ['# The book', 'The notebooks in the order to read them. Each is also a module of the library: what you read is what `import jetbook` runs. '
             'Code, pictures and tables are as the notebook\'s last run left them.']
-    for part,ks in book.parts.items():
-        text.append(f'## {part}\n\n' + '\n'.join(f'- [{book.number(k)} {book.title(k)}]({book.pages[k]}.ipynb): {book.about(k)}' for k in ks))
+    for part,ks in book.parts.items(): text.append(f'## {part}\n\n<div class="jb-cards">\n'+'\n'.join(_card(book, k) for k in ks)+'\n</div>')
     names = [f'{book.number(k)} {book.title(k)} <{book.pages[k]}>' for ks in book.parts.values() for k in ks]
     _put(out, 'book.md', '\n\n'.join([*text, _toctree(names)]))
 
@@ -93,8 +102,6 @@ def _thumb(png, fn, width=360):
         page.quantize(64).save(fn, optimize=True)
         return page.size
 
-def _html(s): return s.replace('&','&amp;').replace('<','&lt;').replace('>','&gt;').replace('"','&quot;')
-
 def _numbered(name, hrefs):
     "Links to the tables under one heading"
     first,*more = [f'<a href="{h}">{name if i==1 else i}</a>' for i,h in enumerate(hrefs, 1)]
@@ -113,7 +120,7 @@ def gallery(book, out):
         for s in shown:
             href,mark = f'../{book.pages[k]}.html#{s.anchor}',' (slow)' if s.slow else ''
             for i,png in enumerate(s.pngs):
-                w,h = _thumb(png, thumbs/(name := f'{book.pages[k]}-{s.anchor}-{i}.png'))
+                w,h = _thumb(png, thumbs/(name := _thumb_name(book, k, s, i)))
                 figs.append(f'<a class="jb-fig" href="{href}"><img src="../thumbs/{name}" alt="{_html(s.alt)}" width="{w}" height="{h}" loading="lazy"><span>{_html(s.heading or book.title(k))}{mark}</span></a>')
             if not s.pngs: tables.setdefault(_html(s.heading or book.title(k))+mark, []).append(href)
         if figs or tables:

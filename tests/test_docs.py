@@ -1,6 +1,7 @@
 "The docs pipeline: links, headings, words for pictures, code on pages that runs, and a README that anyone can read"
 import importlib.util, json, re, shlex, sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat, pytest, yaml
 
@@ -140,6 +141,30 @@ def test_sidebar_lists_the_notebooks_in_order():
 
 def test_a_page_of_ours_does_not_take_a_name_of_sphinx():
     assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06g_search.ipynb)', {'06g_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
+
+@pytest.mark.parametrize('md,want', [
+    ('The girth of a jet, its girth.', 'The {term}`girth` of a jet, its girth.'), ('Girth counts', '{term}`Girth <girth>` counts'), ('`girth`, [girth](a.md), $girth$', '`girth`, [girth](a.md), $girth$'),
+    ('## girth\n\n| girth |\n', '## girth\n\n| girth |\n'), ('```\ngirth\n```\ngirths', '```\ngirth\n```\ngirths'), ('a variational autoencoder', 'a {term}`variational autoencoder`')])
+def test_first_use_of_a_word_leads_to_the_glossary(md, want): assert nbsrc._glossary(md, set())==want
+
+# --- pages made from what is there
+
+def fake_book(**kwargs): return SimpleNamespace(**{**dict(blob='https://x.org/', pages={'02_a':'a'}, nbs={'02_a':0}, text={'02_a':"`make bench ARGS='--only b2'`"}, number=lambda k: '02', title=lambda k: 'A'), **kwargs})
+
+def test_each_benchmark_has_a_page_with_its_command(tmp_path):
+    _,res = pages.benchmarks(fake_book(), tmp_path)
+    assert [b for b,_ in res]==[f'b{i+1}' for i in range(len(res))] and len(res) > 7
+    for b,title in res:
+        text = (tmp_path/'results'/f'{b}.md').read_text()
+        assert text.startswith(f'# {title}\n') and f"make bench ARGS='--only {b}'" in text and re.search(rf'{b}_\w+\.py', text), b
+    assert '[02 A](../a.ipynb)' in (tmp_path/'results'/'b2.md').read_text() and '../a.ipynb' not in (tmp_path/'results'/'b3.md').read_text()
+
+def test_a_picture_that_is_not_there_is_an_error(tmp_path):
+    book = fake_book(shown={'02_a':[nbsrc.Shown('shown-1', 'What it reaches', 'words', False, [b'png'])]})
+    text = pages._pictures('```{picture} 02_a#what-it-reaches\nA curve.\n```\n', book, tmp_path, '../')
+    assert '{figure} ../pictures/02_a-shown-1.png' in text and ':alt: words' in text and 'A curve. From [02_a](../a.ipynb).' in text
+    assert (tmp_path/'pictures'/'02_a-shown-1.png').read_bytes()==b'png'
+    with pytest.raises(SystemExit, match='02_a#what-it-reaches'): pages.picture(book, '02_a#elsewhere')
 
 # --- the API
 
