@@ -5,15 +5,20 @@
     python tests/kaggle.py --jets 0                        no large file: `find` has to fall back to the sample
     python tests/kaggle.py --slow                          the cells marked `#| slow` too
 
-It builds the wheel, installs it and what a Jupyter kernel needs into an empty environment, and makes
+It builds the wheel and makes
 
+    FOLDER/env                                                              what Kaggle has: the packages that jetbook needs, and Jupyter
     FOLDER/input/quark-gluon-data-set/quark-gluon_data-set_n139306.hdf5     as /kaggle/input
-    FOLDER/working                                                          as /kaggle/working, the current folder
+    FOLDER/rooms/NAME/working                                               as /kaggle/working, the current folder, one for each notebook
+
+jetbook itself is not in `env`: as on Kaggle, a notebook's first cell has to install it. `pip install jetbook` gives the wheel here, and what
+a notebook installs is seen by that notebook only.
 
 The large file holds the shipped sample, over and over: its jets are simulated, and since they repeat, a score reached on them means
 nothing. What counts is its size: 26 GB of float32 once unpacked. Every step is a fresh process; its peak is the largest resident memory
-(VmHWM). Each notebook starts in an empty working folder. What passed is kept in FOLDER/results.json, so a stopped run goes on where it
-was, with the wheel and environment it had; `--again` begins anew. FOLDER is left: delete it by hand. Linux only; standard library only.
+(VmHWM). What passed is kept in FOLDER/results.json, so a stopped run goes on where it was, with the wheel and environment it had;
+`--again` begins anew, but keeps the environment, and `--rebuild` makes that again too. FOLDER is left: delete it by hand. Linux only;
+standard library only.
 """
 import argparse, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
 from configparser import ConfigParser
@@ -23,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FULL = 139_306     # jets of the file on Kaggle
 MOST = 4*2**10     # MiB; what `find` and training on all jets may take
 NAME = 'quark-gluon-data-set/quark-gluon_data-set_n139306.hdf5'
-MADE = 'dist', 'env', 'input', 'working', 'rooms', 'logs'
+MADE = 'dist', 'input', 'rooms', 'logs'
 KERNEL = 'nbclient', 'ipykernel', 'ipywidgets' # what the notebooks run in; part of Kaggle's and Colab's image
 
 TELL = """
@@ -82,11 +87,13 @@ print('RESULT '+json.dumps(dict(seconds=time.time()-start, mb=peak, note=note[:3
 sys.exit(bool(note))
 """
 
-def environ(folder):
-    "The surroundings of a step: the environment's commands first, nothing of the repository, data sets below `input`"
+def environ(folder, room):
+    "The surroundings of a step: the room's commands first, nothing of the repository, data sets below `input`, our wheel for `pip install jetbook`"
     env = {k:v for k,v in os.environ.items() if k not in ('PYTHONPATH','PYTHONHOME','VIRTUAL_ENV','MPLBACKEND','IN_TEST')}
-    paths = [str(folder/'env'/'bin'), *(p for p in env.get('PATH', os.defpath).split(os.pathsep) if not Path(p).is_relative_to(ROOT))]
-    return {**env, 'PATH':os.pathsep.join(paths), 'JETBOOK_DATA':str(folder/'input'), 'PYTHONNOUSERSITE':'1'}
+    first = [str(p/'env'/'bin') for p in (room,folder)]
+    paths = [*first, *(p for p in env.get('PATH', os.defpath).split(os.pathsep) if not Path(p).is_relative_to(ROOT))]
+    return {**env, 'PATH':os.pathsep.join(paths), 'JETBOOK_DATA':str(folder/'input'), 'PYTHONNOUSERSITE':'1',
+            'PIP_FIND_LINKS':f"{env.get('PIP_FIND_LINKS','')} {folder/'dist'}".strip(), 'PIP_CONSTRAINT':str(folder/'wheel.txt')}
 
 def sh(*cmd, timeout=None, **kwargs):
     "Run `cmd`; returns (worked, what it printed)"
@@ -100,12 +107,27 @@ def must(*cmd, **kwargs):
     if not ok: sys.exit(f'{" ".join(map(str,cmd))}\n{text[-3000:]}')
 
 def environment(folder):
-    "The wheel, and an environment with nothing but it and a Jupyter kernel"
+    "The wheel, and an environment with what it needs and a Jupyter kernel, but without it"
     if not list((folder/'dist').glob('*.whl')): must(sys.executable, '-m', 'build', '--wheel', '--quiet', '--outdir', folder/'dist', cwd=ROOT)
+    whl,pip = next((folder/'dist').glob('*.whl')),(folder/'env'/'bin'/'python', '-m', 'pip', '--disable-pip-version-check')
+    (folder/'wheel.txt').write_text(f'jetbook=={whl.name.split("-")[1]}\n')
     if (folder/'env'/'done').exists(): return
     must(sys.executable, '-m', 'venv', '--clear', folder/'env')
-    must(folder/'env'/'bin'/'python', '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', *(folder/'dist').glob('*.whl'), *KERNEL)
+    must(*pip, 'install', '--quiet', whl, *KERNEL)
+    must(*pip, 'uninstall', '--quiet', '--yes', 'jetbook')
+    for p in (folder/'env'/'lib').glob('python3*/site-packages/jetbook'): shutil.rmtree(p) # a folder left empty would still be a package
     (folder/'env'/'done').touch()
+
+def new_room(folder, name, jetbook=False):
+    "An empty working folder, and an environment of its own on top of the common one; with `jetbook` in it, or not yet"
+    room = folder/'rooms'/name
+    shutil.rmtree(room, ignore_errors=True)
+    (room/'working').mkdir(parents=True)
+    must(sys.executable, '-m', 'venv', '--without-pip', room/'env')
+    below,own = (next((d/'env'/'lib').glob('python3*/site-packages')) for d in (folder,room))
+    (own/'below.pth').write_text(f'{below}\n')
+    if jetbook: must(room/'env'/'bin'/'python', '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', 'jetbook', env=environ(folder, room))
+    return room
 
 class Steps:
     "Named steps, each a fresh process; what passed stands in `results.json` and is not done again"
@@ -113,12 +135,13 @@ class Steps:
         self.folder,self.file,self.bad = folder,folder/'results.json',[]
         self.rows = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def __call__(self, name, code, *args, cwd, key='', timeout=None, check=lambda row,text: ''):
-        "Run `code` in the wheel's environment; `check` says what is wrong with what it told and printed"
+    def passed(self, name, key): row = self.rows.get(name); return bool(row) and row['ok'] and row['key']==key
+
+    def __call__(self, name, code, *args, room, key='', timeout=None, check=lambda row,text: ''):
+        "Run `code` in a room; `check` says what is wrong with what it told and printed"
         row = self.rows.get(name)
-        if not (row and row['ok'] and row['key']==key):
-            cwd.mkdir(parents=True, exist_ok=True)
-            ok,text = sh(self.folder/'env'/'bin'/'python', '-c', f'import json, time\n{TELL}{code}', *args, cwd=cwd, env=environ(self.folder), timeout=timeout)
+        if not self.passed(name, key):
+            ok,text = sh(room/'env'/'bin'/'python', '-c', f'import json, time\n{TELL}{code}', *args, cwd=room/'working', env=environ(self.folder, room), timeout=timeout)
             told = re.findall(r'^RESULT (.*)$', text, re.M)
             row = dict(seconds=None, mb=None, note='') | (json.loads(told[-1]) if told else {}) | dict(ok=ok, key=key)
             if ok and (wrong := check(row, text)): row |= dict(ok=False, note=wrong)
@@ -139,23 +162,22 @@ def within(row): return f'{row["mb"]:,.0f} MiB, more than {MOST:,}' if row['mb']
 
 def large(steps, folder, jets):
     "`find` and training, beside a file of `jets` jets or none"
-    dense,work = folder/'input'/NAME,folder/'working'
-    store = work/f'{dense.stem}.jets.h5'
-    def said(what): return lambda row,text: within(row) or ('' if what in text and row.get('jets',jets)==(jets or row['jets']) else f'did not say "{what}" of {jets:,} jets: {text[-200:]}')
+    dense,room = folder/'input'/NAME,folder/'rooms'/'find'
+    store,key = room/'working'/f'{dense.stem}.jets.h5',str(jets)
+    def said(what): return lambda row,text: within(row) or ('' if what in text and row['jets']==(jets or row['jets']) else f'did not say "{what}" of {jets:,} jets: {text[-200:]}')
     if not jets:
-        for p in (dense,store): p.unlink(missing_ok=True)
-        return steps('find: the sample', FIND, cwd=work, check=said('this is the sample'))
+        dense.unlink(missing_ok=True)
+        return steps('find: the sample', FIND, room=new_room(folder, 'find', jetbook=True), check=said('this is the sample'))
     need = jets*10_000 # bytes: 1,800 of a dense jet, 600 of a packed one, twice of that while it is packed, and room for the notebooks
     if not dense.exists() and (free := shutil.disk_usage(folder).free) < need: sys.exit(f'{folder} has {free/1e9:.1f} GB free; {jets:,} jets need {need/1e9:.1f}')
-    key = str(jets)
-    if not dense.exists() or steps.rows.get('write the file',{}).get('key')!=key:
-        store.unlink(missing_ok=True)
-        for n in ('write the file','find: packs','find: finds','pfn_quick'): steps.rows.pop(n, None)
-    if not steps('write the file', WRITE, jets, dense, cwd=work, key=key): return
-    if not store.exists(): steps.rows.pop('find: packs', None)
-    if not steps('find: packs', FIND, cwd=work, key=key, check=said('packing it once')): return
-    steps('find: finds', FIND, cwd=work, key=key, check=said(f'Found {store.name}'))
-    steps('pfn_quick', TRAIN, cwd=work, key=key, check=lambda row,text: within(row))
+    if not (dense.exists() and steps.passed('write the file', key) and store.exists() and steps.passed('find: packs', key)):
+        if not dense.exists(): steps.rows.pop('write the file', None)
+        for n in ('find: packs','find: finds','pfn_quick'): steps.rows.pop(n, None)
+        new_room(folder, 'find', jetbook=True)
+    if not steps('write the file', WRITE, jets, dense, room=room, key=key): return
+    if not steps('find: packs', FIND, room=room, key=key, check=said('packing it once')): return
+    steps('find: finds', FIND, room=room, key=key, check=said(f'Found {store.name}'))
+    steps('pfn_quick', TRAIN, room=room, key=key, check=lambda row,text: within(row))
 
 def flags():
     "Test flags of the project, whose cells are left out"
@@ -174,10 +196,9 @@ def without(nb, skip):
 def notebook(steps, folder, fn, slow, limit):
     "One notebook in a working folder of its own"
     text = json.dumps(without(json.loads(fn.read_text(encoding='utf-8')), set(flags())-({'slow'} if slow else set())))
-    room = folder/'rooms'/fn.stem/'working'
-    shutil.rmtree(room, ignore_errors=True); room.mkdir(parents=True)
-    (room/fn.name).write_text(text, encoding='utf-8')
-    if steps(fn.stem, NOTEBOOK, fn.name, limit, cwd=room, key=hashlib.sha256(text.encode()).hexdigest()[:16], timeout=limit+60): shutil.rmtree(room.parent)
+    key,room = hashlib.sha256(text.encode()).hexdigest()[:16],folder/'rooms'/fn.stem
+    if not steps.passed(fn.stem, key): (new_room(folder, fn.stem)/'working'/fn.name).write_text(text, encoding='utf-8')
+    if steps(fn.stem, NOTEBOOK, fn.name, limit, room=room, key=key, timeout=limit+60): shutil.rmtree(room, ignore_errors=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,14 +208,15 @@ def main():
     p.add_argument('--notebooks', nargs='*', metavar='NAME', help='which of them; none: only `find` and training (default: all that have a number)')
     p.add_argument('--slow', action='store_true', help='run the cells marked `#| slow` too')
     p.add_argument('--timeout', type=int, default=900, help='seconds for one notebook (default: %(default)s)')
-    p.add_argument('--again', action='store_true', help='begin anew')
+    p.add_argument('--again', action='store_true', help='begin anew, but keep the environment')
+    p.add_argument('--rebuild', action='store_true', help='begin anew, with a new environment')
     a = p.parse_args()
     folder = a.folder.resolve()
     if folder.is_relative_to(ROOT): p.error(f'{folder} lies in the repository, of which nothing may be near')
     known = {f.stem:f for f in sorted(a.nbs.glob('[0-9]*.ipynb'))}
     if bad := [n for n in a.notebooks or () if n not in known]: p.error(f"no notebook {', '.join(bad)}. There are: {', '.join(known)}")
-    if a.again:
-        for n in MADE: shutil.rmtree(folder/n, ignore_errors=True)
+    if a.again or a.rebuild:
+        for n in (*MADE, *['env'][:a.rebuild]): shutil.rmtree(folder/n, ignore_errors=True)
         (folder/'results.json').unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     print(f'{folder}: environment', flush=True)

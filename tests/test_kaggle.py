@@ -61,24 +61,24 @@ def test_surroundings(tmp_path, monkeypatch):
     "A step sees the wheel's environment and nothing of the repository"
     monkeypatch.setenv('PYTHONPATH', str(kaggle.ROOT)); monkeypatch.setenv('IN_TEST', '1')
     monkeypatch.setenv('PATH', os.pathsep.join([str(kaggle.ROOT/'.venv'/'bin'), '/usr/bin']))
-    env = kaggle.environ(tmp_path)
-    assert env['PATH']==os.pathsep.join([str(tmp_path/'env'/'bin'), '/usr/bin']) and env['JETBOOK_DATA']==str(tmp_path/'input')
+    env = kaggle.environ(tmp_path, tmp_path/'room')
+    assert env['PATH']==os.pathsep.join([str(tmp_path/'room'/'env'/'bin'), str(tmp_path/'env'/'bin'), '/usr/bin']) and env['JETBOOK_DATA']==str(tmp_path/'input')
     assert not {'PYTHONPATH','IN_TEST'} & set(env)
 
 def test_goes_on(tmp_path, capsys):
     "What passed is not done again; what failed, or another notebook of that name, is"
-    (tmp_path/'env'/'bin').mkdir(parents=True); (tmp_path/'env'/'bin'/'python').symlink_to(sys.executable)
+    (tmp_path/'working').mkdir(); (tmp_path/'env'/'bin').mkdir(parents=True); (tmp_path/'env'/'bin'/'python').symlink_to(sys.executable)
     code = "import pathlib\nstart = time.time()\nwith open('ran','a') as f: f.write('x')\ntell(note='fine')\nassert not pathlib.Path('bad').exists(), 'it is bad'"
-    ran = lambda key='': (kaggle.Steps(tmp_path)('a step', code, cwd=tmp_path, key=key), len((tmp_path/'ran').read_text()))
-    (tmp_path/'bad').touch()
+    ran = lambda key='': (kaggle.Steps(tmp_path)('a step', code, room=tmp_path, key=key), len((tmp_path/'working'/'ran').read_text()))
+    (tmp_path/'working'/'bad').touch()
     assert ran()==(False,1) and kaggle.Steps(tmp_path).rows['a step']['ok']==False
     assert 'FAIL' in capsys.readouterr().out and 'it is bad' in (tmp_path/'logs'/'a-step.txt').read_text()
-    (tmp_path/'bad').unlink()
+    (tmp_path/'working'/'bad').unlink()
     assert ran()==(True,2) and ran()==(True,2) and ran('other')==(True,3)
     row = kaggle.Steps(tmp_path).rows['a step']
     assert row['note']=='fine' and 1 < row['mb'] < 1000 and 0 <= row['seconds'] < 10
     steps = kaggle.Steps(tmp_path)
-    assert not steps('a step', code, cwd=tmp_path, key='b', check=lambda row,text: 'too large') and steps.bad==['a step'] and steps.rows['a step']['note']=='too large'
+    assert not steps('a step', code, room=tmp_path, key='b', check=lambda row,text: 'too large') and steps.bad==['a step'] and steps.rows['a step']['note']=='too large'
 
 @pytest.mark.parametrize('args,what', [(['--folder',str(kaggle.ROOT/'here')], 'lies in the repository'), (['--notebooks','99_none'], 'no notebook 99_none')])
 def test_refuses(args, what, tmp_path, monkeypatch, capsys):
