@@ -73,17 +73,19 @@ from nbclient import NotebookClient
 fn,limit = sys.argv[1],float(sys.argv[2])
 nb = nbformat.read(fn, 4)
 client,peak,note = NotebookClient(nb, kernel_name='python3', resources=dict(metadata=dict(path=os.getcwd()))),0,''
+most = ''
 with client.setup_kernel():
     status = f'/proc/{client.km.provisioner.pid}/status'
     for i,c in enumerate(nb.cells):
         client.timeout = max(1, int(start+limit-time.time()))
         try: client.execute_cell(c, i)
         except Exception as e: note = f'cell {i} ({c.get("id")}): ' + (f'{e.ename}: {e.evalue}' if hasattr(e,'ename') else f'{type(e).__name__}: {e}'); trace = str(e)
-        try: peak = max([peak, *(int(l.split()[1])/2**10 for l in open(status) if l.startswith('VmHWM'))])
-        except OSError: pass
+        try: now = next(int(l.split()[1])/2**10 for l in open(status) if l.startswith('VmHWM'))
+        except (OSError,StopIteration): now = 0 # the kernel is gone
+        if now > peak: peak,most = now,f'most after cell {i} ({c.get("id")})'
         if note: print(trace); break
 nbformat.write(nb, fn)
-print('RESULT '+json.dumps(dict(seconds=time.time()-start, mb=peak, note=note[:300])), flush=True)
+print('RESULT '+json.dumps(dict(seconds=time.time()-start, mb=peak, note=note[:300] or most)), flush=True)
 sys.exit(bool(note))
 """
 
