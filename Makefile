@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test notebooks docs bench wheel clean
+.PHONY: help demo test notebooks docs bench wheel release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,15 @@ wheel: $(DEV_STAMP) ## dist/*.whl and dist/*.tar.gz, checked
 	rm -rf dist build
 	python -m build --quiet
 	twine check --strict dist/*
+
+release: ## publish the version of settings.ini: checks, PyPI, tag (UPLOAD=no stops before anything leaves this machine)
+	@v=$$(sed -n 's/^version *= *//p' settings.ini); \
+	git diff --quiet HEAD || { echo "there are changes that are not committed: git status"; exit 1; }; \
+	grep -qE "^## $$v, 20[0-9]{2}-[0-9]{2}-[0-9]{2}$$" CHANGELOG.md || { echo "CHANGELOG.md has no heading '## $$v, YYYY-MM-DD'"; exit 1; }; \
+	! git rev-parse -q --verify "refs/tags/v$$v" >/dev/null || { echo "v$$v was released already: raise version in settings.ini"; exit 1; }; \
+	$(MAKE) test && $(MAKE) wheel && \
+	if [ "$(UPLOAD)" = no ]; then echo "v$$v is ready in dist/; nothing was uploaded"; else \
+	twine upload dist/* && git tag -a "v$$v" -m "jetbook $$v" && git push origin "v$$v"; fi
 
 clean: ## all that make made, but .venv
 	rm -rf build dist _docs _proc demo docs/_nbs docs/jupyter_execute .pytest_cache .hypothesis *.egg-info
