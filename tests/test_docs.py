@@ -64,7 +64,7 @@ def test_readme(tmp_path):
             ('len(jets)', dict(output_type='execute_result', data={'text/plain':'5', 'text/html':'<b>5</b>'}, execution_count=None)),
             ('jets.show()', dict(output_type='display_data', data={'image/png':'aGVsbG8=', 'text/plain':'<Figure>'})))
     text,pics = readme.readme(fn)
-    assert '[the store](nbs/00_data.ipynb)' in text and '```python\nlen(jets)\n```\n\n    5\n' in text and '![](docs/readme/1.png)' in text
+    assert '[the store](nbs/00_data.ipynb)' in text and '```python\nlen(jets)\n```\n\n    5\n' in text and '![See the store.](docs/readme/1.png)' in text
     assert 'secret' not in text and 'quiet' not in text and '    loud' in text and '<b>' not in text
     assert pics=={'1.png':b'hello'}
 
