@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = 139_306     # jets of the file on Kaggle
-MOST = 4*2**10     # MiB; what `find` and training on all jets may take
+MOST = 4*2**10     # MiB; what `find`, training on all jets, and each notebook may take
 NAME = 'quark-gluon-data-set/quark-gluon_data-set_n139306.hdf5'
 MADE = 'dist', 'input', 'rooms', 'logs'
 KERNEL = 'nbclient', 'ipykernel', 'ipywidgets' # what the notebooks run in; part of Kaggle's and Colab's image
@@ -72,8 +72,8 @@ import nbformat
 from nbclient import NotebookClient
 fn,limit = sys.argv[1],float(sys.argv[2])
 nb = nbformat.read(fn, 4)
-client,peak,note = NotebookClient(nb, kernel_name='python3', resources=dict(metadata=dict(path=os.getcwd()))),0,''
-most = ''
+client = NotebookClient(nb, kernel_name='python3', resources=dict(metadata=dict(path=os.getcwd())))
+peak,rise,note,most = 0,0,'',''
 with client.setup_kernel():
     status = f'/proc/{client.km.provisioner.pid}/status'
     for i,c in enumerate(nb.cells):
@@ -82,7 +82,8 @@ with client.setup_kernel():
         except Exception as e: note = f'cell {i} ({c.get("id")}): ' + (f'{e.ename}: {e.evalue}' if hasattr(e,'ename') else f'{type(e).__name__}: {e}'); trace = str(e)
         try: now = next(int(l.split()[1])/2**10 for l in open(status) if l.startswith('VmHWM'))
         except (OSError,StopIteration): now = 0 # the kernel is gone
-        if now > peak: peak,most = now,f'most after cell {i} ({c.get("id")})'
+        if now-peak > rise: rise,most = now-peak,f'{now-peak:,.0f} MiB more in cell {i} ({c.get("id")})'
+        peak = max(peak, now)
         if note: print(trace); break
 nbformat.write(nb, fn)
 print('RESULT '+json.dumps(dict(seconds=time.time()-start, mb=peak, note=note[:300] or most)), flush=True)
@@ -158,9 +159,9 @@ class Steps:
 HEAD = f'{"":24} {"":4} {"seconds":>8} {"peak MiB":>9}'
 def line(name, row):
     n = lambda v,w: f'{v:{w},.0f}' if v is not None else ' '*w
-    return f'{name:24} {"ok  " if row["ok"] else "FAIL"} {n(row["seconds"],8)} {n(row["mb"],9)}  {row["note"]}'.rstrip()
+    return f'{name:24} {"ok  " if row["ok"] else "FAIL"} {n(row["seconds"],8)} {n(row["mb"],9)}  {" ".join(row["note"].split())}'.rstrip()
 
-def within(row): return f'{row["mb"]:,.0f} MiB, more than {MOST:,}' if row['mb'] > MOST else ''
+def within(row): return f'more than {MOST:,} MiB; {row["note"]}' if row['mb'] > MOST else ''
 
 def large(steps, folder, jets):
     "`find` and training, beside a file of `jets` jets or none"
@@ -200,7 +201,7 @@ def notebook(steps, folder, fn, slow, limit):
     text = json.dumps(without(json.loads(fn.read_text(encoding='utf-8')), set(flags())-({'slow'} if slow else set())))
     key,room = hashlib.sha256(text.encode()).hexdigest()[:16],folder/'rooms'/fn.stem
     if not steps.passed(fn.stem, key): (new_room(folder, fn.stem)/'working'/fn.name).write_text(text, encoding='utf-8')
-    if steps(fn.stem, NOTEBOOK, fn.name, limit, room=room, key=key, timeout=limit+60): shutil.rmtree(room, ignore_errors=True)
+    if steps(fn.stem, NOTEBOOK, fn.name, limit, room=room, key=key, timeout=limit+60, check=lambda row,text: within(row)): shutil.rmtree(room, ignore_errors=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
