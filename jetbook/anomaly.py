@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from . import __version__
 from .data import ConfigError, DataError, JetStore
-from .losses import bootstrap_auc
+from .losses import background_rejection, bootstrap_auc
 from .observables import observables
 from .runs import Run, fingerprint, get_recipe, load_bundle, save_bundle, train, _check_value, _json, _kinds
 
@@ -95,6 +95,8 @@ class Detector:
     def __repr__(self): return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k,v in self.settings.items())})'
     def _tensors(self): return {}
     def _restore(self, tensors): pass
+    def _save_more(self, folder): pass
+    def _load_more(self, folder): pass
 
 def _settings(cls): return {k:p for k,p in inspect.signature(cls).parameters.items() if p.kind in (p.KEYWORD_ONLY,p.POSITIONAL_OR_KEYWORD)}
 
@@ -161,7 +163,7 @@ def save_detector(
     kept = {} if det.reference_scores is None else dict(reference_scores=torch.as_tensor(det.reference_scores))
     config = dict(format='jetbook-detector', version=1, detector=det.name, settings=det.settings, seed=det.seed, background=det.source,
                   versions=dict(jetbook=__version__, python=platform.python_version(), torch=torch.__version__, numpy=np.__version__))
-    if hasattr(det, '_save_more'): det._save_more(Path(folder))
+    det._save_more(Path(folder))
     return save_bundle({**{f'detector/{k}':torch.as_tensor(v) for k,v in det._tensors().items()}, **kept}, config, folder)
 
 def load_detector(
@@ -175,7 +177,7 @@ def load_detector(
     det = get_detector(str(config.get('detector')), **config['settings'])
     det.seed,det.source,kept = config.get('seed'),config['background'],tensors.pop('reference_scores', None)
     det.reference_scores = None if kept is None else kept.double().numpy()
-    if hasattr(det, '_load_more'): det._load_more(Path(folder))
+    det._load_more(Path(folder))
     try: det._restore({k.removeprefix('detector/'):v for k,v in tensors.items()})
     except (KeyError,RuntimeError,ValueError) as e: raise DataError('The bundle is of another detector', found=f'{type(e).__name__}: {e}'[:200], expected=f'what {det.name} keeps') from e
     return det
@@ -291,7 +293,6 @@ def anomaly_metrics(
 ): # dict: auc, auc_lo, auc_hi, sic, eps_s at the cut, eps_b at the cut, rejection_50, sculpting, sculpting_noise, confusion_matrix [[tn,fp],[fn,tp]]
     "What an anomaly score is worth"
     from sklearn.metrics import confusion_matrix
-    from jetbook.losses import background_rejection
     y,score = np.asarray(y).astype(int),np.asarray(score, float)
     a,above = bootstrap_auc(y, score, n_boot=n_boot),score>cut
     res = dict(auc=a.value, auc_lo=a.lo, auc_hi=a.hi, sic=float(significance_improvement(y, score).sic.max()), eps_s=float(above[y==1].mean()), eps_b=float(above[y==0].mean()),

@@ -243,11 +243,15 @@ def _export_dense(a):
 def _recipes(a):
     "What can be trained, and with which settings"
     from jetbook.runs import get_recipe,recipes
-    if a.name: get_recipe(a.name)
-    t = recipes() if a.name is None else recipes().loc[[a.name]]
+    _catalogue(a, 'recipe', get_recipe, recipes, ['task','reference','about'])
+
+def _catalogue(a, what, get, table, columns):
+    "All there are, or all about the one that is named"
+    if a.name: get(a.name)
+    t = table() if a.name is None else table().loc[[a.name]]
     if a.json: return _print_json(t)
-    if a.name is None: return _table(t[['task','reference','about']], 'recipe')
-    _facts(recipe=a.name, **t.loc[a.name].to_dict())
+    if a.name is None: return _table(t[columns], what)
+    _facts(**{what:a.name}, **t.loc[a.name].to_dict())
 
 # %% ../nbs/10_cli.ipynb #ad6487d7
 def _lr(text): return text if text=='find' else float(text)
@@ -378,11 +382,7 @@ def _decompress(a):
 def _detectors(a):
     "The ways to call a jet anomalous, and their settings"
     from jetbook.anomaly import detectors,get_detector
-    if a.name: get_detector(a.name)
-    t = detectors() if a.name is None else detectors().loc[[a.name]]
-    if a.json: return _print_json(t)
-    if a.name is None: return _table(t[['reference','about']], 'detector')
-    _facts(detector=a.name, **t.loc[a.name].to_dict())
+    _catalogue(a, 'detector', get_detector, detectors, ['reference','about'])
 
 # %% ../nbs/10_cli.ipynb #31b81ed6
 @verb('look for anomalies',

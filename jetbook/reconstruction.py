@@ -141,14 +141,9 @@ class RemappedError(ReconstructionError):
 
 # %% ../nbs/06a_reconstruction.ipynb #8c2066d2
 @detector(reference='R1')
-class WeightedError(ReconstructionError):
+class WeightedError(RemappedError):
     "Error of an autoencoder that must copy lit pixels, per lit pixel"
     name,loss = 'ae_weighted','weighted'
-    def __init__(self,
-        bottleneck:int=2, # numbers in the code
-        power:float=.5, # pixels are raised to it
-        epochs:int=30, # of training
-    ): store_attr()
 
 # %% ../nbs/06a_reconstruction.ipynb #01c02209
 @detector(reference='2104.09051')

@@ -10,7 +10,6 @@ import numpy as np, torch
 from fastcore.basics import patch
 from typing import Literal
 from .anomaly import Detector, detector, towers
-from .data import ConfigError, JetStore
 from .observables import girth, jet_mass, jet_pt, leading_share, multiplicity, particles, ptd, share_outside
 
 # %% ../nbs/06f_surrogates.ipynb #2d908c9e
