@@ -702,14 +702,14 @@ def find(
     "The CMS quark/gluon file if it is there, packed or dense, else the sample"
     places = [f for f in folders or (os.environ.get('JETBOOK_DATA'),*DATA_FOLDERS) if f]
     files = {*Path(into).glob('*.h5'), *Path(into).glob('*.hdf5'), *(f for p in places for f in _files_below(p))}
-    files = [f for f in sorted(files, key=lambda f: (-f.stat().st_size, str(f))) if _is_cms(f)]           # the largest first
-    if packed := next((f for f in files if f.name.endswith('.jets.h5')), None):
-        print(f'Found {packed}')
-        return JetStore(packed)
-    if files:
-        dest = Path(into)/f'{files[0].stem}.jets.h5'
-        print(f'Found {files[0]}; packing it once, to {dest}')
-        return importlib.import_module('jetbook.files').pack(files[0], dest, progress=progress)
+    found = min(((-_cms_jets(f), not f.name.endswith('.jets.h5'), str(f)) for f in files), default=(0,))     # most jets; packed rather than dense
+    if found[0] and not found[1]:
+        print(f'Found {found[2]}')
+        return JetStore(found[2])
+    if found[0]:
+        dest = Path(into)/f'{Path(found[2]).stem}.jets.h5'
+        print(f'Found {found[2]}; packing it once, to {dest}')
+        return importlib.import_module('jetbook.files').pack(found[2], dest, progress=progress)
     print(f'No CMS quark/gluon file in {", ".join(map(str,places))}: this is the sample, simulated with Pythia 8 and a parametrised detector')
     return sample('qg')
 
@@ -723,10 +723,11 @@ def _files_below(folder, depth=4, most=10_000):
         if len(res) > most: break
     return res[:most]
 
-def _is_cms(path):
-    "Does an HDF5 file hold CMS quark/gluon jets, packed or dense?"
+def _cms_jets(path):
+    "Number of CMS quark/gluon jets in an HDF5 file, packed or dense; 0 where there are none"
     try:
         with open_h5(path) as f:
-            if 'X_jets' in f: return isinstance(f['X_jets'], h5py.Dataset) and f['X_jets'].shape[1:]==(125,125,3)
-            return path.name.endswith('.jets.h5') and bool(f.attrs.get('complete',False)) and set(LAYOUTS['cms'].channels) <= set(f)
-    except (JetbookError,OSError): return False
+            if 'X_jets' in f: return len(f['X_jets']) if isinstance(f['X_jets'], h5py.Dataset) and f['X_jets'].shape[1:]==(125,125,3) else 0
+            packed = path.name.endswith('.jets.h5') and bool(f.attrs.get('complete',False)) and set(LAYOUTS['cms'].channels) <= set(f)
+            return len(f['Tracks/offsets'])-1 if packed else 0
+    except (JetbookError,OSError): return 0
