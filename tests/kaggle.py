@@ -3,7 +3,7 @@
     python tests/kaggle.py                                 everything: ten minutes to an hour, 10 GB of disk
     python tests/kaggle.py --notebooks 00_data 05b_sets    the large file, and these notebooks only
     python tests/kaggle.py --jets 0                        no large file: `find` has to fall back to the sample
-    python tests/kaggle.py --slow                          the cells marked `#| slow` too
+    python tests/kaggle.py --slow                          the cells marked `#| slow` too, which away from a checkout say that they are left out
 
 It builds the wheel and makes
 
@@ -86,7 +86,8 @@ with client.setup_kernel():
         peak = max(peak, now)
         if note: print(trace); break
 nbformat.write(nb, fn)
-print('RESULT '+json.dumps(dict(seconds=time.time()-start, mb=peak, note=note[:300] or most)), flush=True)
+left_out = sum(any(o.get('text','').startswith('Left out') for o in c.outputs) for c in nb.cells if c.cell_type=='code')
+print('RESULT '+json.dumps(dict(seconds=time.time()-start, mb=peak, note=note[:300] or most, left_out=left_out)), flush=True)
 sys.exit(bool(note))
 """
 
@@ -183,25 +184,31 @@ def large(steps, folder, jets):
     steps('pfn_quick', TRAIN, room=room, key=key, check=lambda row,text: within(row))
 
 def flags():
-    "Test flags of the project, whose cells are left out"
+    "Test flags of the project: away from a checkout, cells that carry one say that they are left out"
     c = ConfigParser(delimiters=['='], interpolation=None)
     c.read(ROOT/'settings.ini', encoding='utf-8')
     return c['DEFAULT']['tst_flags'].split()
 
-def without(nb, skip):
-    "The notebook, with the source of cells that carry one of the flags `skip` taken out"
+def flagged(c): return c['cell_type']=='code' and any(re.search(rf'^#\| {f}$', ''.join(c['source']), re.M) for f in flags())
+
+def as_given(nb, slow=False):
+    "The notebook without its outputs; with `slow`, the lines `#| slow` taken away too, as its cells tell a reader to"
     for c in nb['cells']:
-        src = ''.join(c['source'])
-        if c['cell_type']=='code' and any(re.search(rf'^\s*#\s*\|\s*{f}\s*$', src, re.M) for f in skip): c['source'] = ''
-        if c['cell_type']=='code': c['outputs'],c['execution_count'] = [],None
+        if c['cell_type']!='code': continue
+        c['outputs'],c['execution_count'] = [],None
+        if slow: c['source'] = re.sub(r'^#\| slow\n', '', ''.join(c['source']), flags=re.M)
     return nb
 
 def notebook(steps, folder, fn, slow, limit):
     "One notebook in a working folder of its own"
-    text = json.dumps(without(json.loads(fn.read_text(encoding='utf-8')), set(flags())-({'slow'} if slow else set())))
+    nb = as_given(json.loads(fn.read_text(encoding='utf-8')), slow)
+    text,left_out = json.dumps(nb),sum(map(flagged, nb['cells']))
     key,room = hashlib.sha256(text.encode()).hexdigest()[:16],folder/'rooms'/fn.stem
     if not steps.passed(fn.stem, key): (new_room(folder, fn.stem)/'working'/fn.name).write_text(text, encoding='utf-8')
-    if steps(fn.stem, NOTEBOOK, fn.name, limit, room=room, key=key, timeout=limit+60, check=lambda row,text: within(row)): shutil.rmtree(room, ignore_errors=True)
+    def check(row, said):
+        n = row.pop('left_out', None)
+        return within(row) or ('' if n==left_out else f'{left_out} cells are slow or need a GPU, {n} said that they are left out')
+    if steps(fn.stem, NOTEBOOK, fn.name, limit, room=room, key=key, timeout=limit+60, check=check): shutil.rmtree(room, ignore_errors=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -209,7 +216,7 @@ def main():
     p.add_argument('--jets', type=int, default=FULL, help='jets of the large file; 0: no such file (default: %(default)s)')
     p.add_argument('--nbs', type=Path, default=ROOT/'nbs', help='folder of the notebooks (default: nbs)')
     p.add_argument('--notebooks', nargs='*', metavar='NAME', help='which of them; none: only `find` and training (default: all that have a number)')
-    p.add_argument('--slow', action='store_true', help='run the cells marked `#| slow` too')
+    p.add_argument('--slow', action='store_true', help='take the lines `#| slow` away, so that those cells run too')
     p.add_argument('--timeout', type=int, default=900, help='seconds for one notebook (default: %(default)s)')
     p.add_argument('--again', action='store_true', help='begin anew, but keep the environment')
     p.add_argument('--rebuild', action='store_true', help='begin anew, with a new environment')

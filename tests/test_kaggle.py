@@ -1,5 +1,5 @@
 "`find` as a Kaggle notebook calls it: a fresh process, the data set below `input`, the working folder as the current one"
-import os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -51,11 +51,26 @@ def test_packs_once(machine, toys, monkeypatch, capsys):
 def cell(source, kind='code'): return dict(cell_type=kind, source=source.splitlines(True), outputs=[1], execution_count=3)
 
 def test_slow_cells_are_left_out():
-    nb = lambda: dict(cells=[cell('#| slow\ntrain()'), cell('#| hide\n#| slow\ntrain()'), cell("s = '#| slow'"), cell('#| slow', 'markdown'), cell('#|gpu\nx')])
+    "Away from a checkout a flagged cell says so and does not run; without its flag it does"
+    from IPython.core.interactiveshell import InteractiveShell
     assert set(kaggle.flags())=={'slow','gpu'}
-    kept = lambda skip: [i for i,c in enumerate(kaggle.without(nb(), skip)['cells']) if c['source']]
-    assert kept({'slow','gpu'})==[2,3] and kept({'gpu'})==[0,1,2,3]
-    assert all(c['outputs']==[] for c in kaggle.without(nb(), ())['cells'] if c['cell_type']=='code')
+    cells = [cell('#| slow\ntrain()'), cell('#| hide\n#| slow\ntrain()'), cell("s = '#| slow'"), cell('#| slow', 'markdown'), cell('#| gpu\nx'), cell('#| gpu')]
+    assert [kaggle.flagged(c) for c in cells]==[True,True,False,False,True,True]
+    given = kaggle.as_given(dict(cells=[dict(c) for c in cells]))['cells']
+    assert [c['source'] for c in given]==[c['source'] for c in cells] and all(c['outputs']==[] for c in given if c['cell_type']=='code')
+    assert [''.join(c['source']) for c in kaggle.as_given(dict(cells=[dict(c) for c in cells]), slow=True)['cells'][:2]]==['train()','#| hide\ntrain()']
+    firsts = {}
+    for fn in sorted((kaggle.ROOT/'nbs').glob('[0-9]*.ipynb')):
+        first,*rest = json.loads(fn.read_text())['cells']
+        assert ('Left out' in ''.join(first['source']))==any(map(kaggle.flagged, rest)), fn.name
+        if 'Left out' in ''.join(first['source']): firsts[''.join(first['source']).split('import os')[1]] = fn
+    assert len(firsts)==1 # the same lines everywhere
+    shell = InteractiveShell()
+    shell.user_ns['get_ipython'] = lambda: shell
+    assert shell.run_cell('import os'+next(iter(firsts)).replace("'../settings.ini'", "'no such file'")).success
+    for c in cells:
+        out = shell.transform_cell(''.join(c['source']))
+        assert out.startswith("print('Left out")==(''.join(c['source'])!="s = '#| slow'"), out
 
 def test_surroundings(tmp_path, monkeypatch):
     "A step sees the wheel's environment and nothing of the repository"
