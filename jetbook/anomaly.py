@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from . import __version__
 from .data import ConfigError, DataError, JetStore
-from .losses import background_rejection, bootstrap_auc
+from .metrics import background_rejection, bootstrap_auc
 from .observables import observables
 from .runs import Run, fingerprint, get_recipe, load_bundle, save_bundle, train, _check_value, _json, _kinds
 

@@ -15,7 +15,7 @@ from torch import nn,Tensor
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from .data import ConfigError,DataError,JetStore,LAYOUTS,atomic_path,require
-from .losses import observable_residuals
+from .metrics import observable_residuals
 from .runs import Run,load_bundle
 from .compress import (check_codable,code_residuals,Coder,CountedCode,error_summary,frequencies,level_context,Levels,
     mask_context,MAX_LEVEL,PixelCode,quantise,Quantiser,sparse_bytes,_code_levels,_grid,

@@ -227,7 +227,7 @@ def beside_black(
     bs:int=256, # jets a batch
 ): # pandas.DataFrame, a row for the model and one for an all-black image
     "Test scores of an autoencoder and of an image of zeros"
-    from jetbook.losses import ReconstructionMeter
+    from jetbook.metrics import ReconstructionMeter
     from jetbook.runs import Run,evaluate
     run = run if isinstance(run, Run) else Run(run)
     m,learn = evaluate(run, store, bs=bs),run.learner()

@@ -15,7 +15,8 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from .data import ConfigError,JetStore
 from .loaders import Split,jet_dls
-from .losses import Estimate,_grid,_residual_summary
+from .losses import _grid
+from .metrics import Estimate,_residual_summary
 from .runs import recipe,_before_after
 
 # %% ../nbs/02a_dense_ae.ipynb #6dfe06d2

@@ -8,7 +8,7 @@ __all__ = ['traverse', 'sample_prior', 'wasserstein', 'sample_table', 'judge_sam
 # %% ../nbs/03a_latent.ipynb #63070ee6
 import math,numpy as np,pandas as pd,torch,torch.nn.functional as F
 from .data import ConfigError,DataError,JetStore
-from .losses import Estimate
+from .metrics import Estimate
 from .observables import girth,jet_mass,jet_pt,leading_share,multiplicity,particles,ptd
 from .vae import SqrtLog,latent_kl,latents,_learner
 

@@ -18,7 +18,8 @@ from .anomaly import Trained,detector
 from .data import ConfigError,DataError,JetStore
 from .dense_ae import DenseAE
 from .loaders import Split,jet_dls
-from .losses import Estimate,KernelMSE,bootstrap_auc,weighted_mse
+from .losses import KernelMSE,weighted_mse
+from .metrics import Estimate,bootstrap_auc
 from .runs import recipe
 from .transforms import Power
 

@@ -29,7 +29,8 @@ import fastai,fastai.callback.progress
 from . import __version__
 from .data import ConfigError,DataError,JetStore,atomic_path,toy_jets
 from .loaders import Split,jet_dls,split
-from .losses import ReconstructionMeter,classification_metrics,image_pt_mass
+from .losses import image_pt_mass
+from .metrics import ReconstructionMeter,classification_metrics
 
 # %% ../nbs/01a_runs.ipynb #767f5dae
 @dataclass(frozen=True)

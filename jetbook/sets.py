@@ -20,7 +20,7 @@ from torch import Tensor,nn
 from .data import ConfigError,DataError,JetStore
 from .graphs import GraphSpec,graph_dls,make_nodes,node_features
 from .loaders import Split
-from .losses import classification_metrics
+from .metrics import classification_metrics
 from .runs import recipe,score
 
 # %% ../nbs/05b_sets.ipynb #14e482ca

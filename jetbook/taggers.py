@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .data import ConfigError, DataError, JetStore
 from .loaders import Split, split
-from .losses import Estimate, bootstrap_auc, classification_metrics
+from .metrics import Estimate, bootstrap_auc, classification_metrics
 from .fusion import jet_profile
 from .runs import Run, evaluate, get_recipe, train
 

@@ -15,17 +15,17 @@ cfg = config['DEFAULT']
 
 DATA = {'data','files','transforms','loaders'}
 # the rooms: which modules of the library each may import
-ROOMS = dict(data=set(), files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(),
-             runs=DATA|{'losses'})
-ROOMS['conv_ae'] = DATA|{'observables','losses','runs'}
+ROOMS = dict(data=set(), files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(), metrics={'losses'},
+             runs=DATA|{'losses','metrics'})
+ROOMS['conv_ae'] = DATA|{'observables','losses','metrics','runs'}
 ROOMS['dense_ae'] = ROOMS['conv_ae']|{'conv_ae'}
 ROOMS['sparse_ae'] = ROOMS['conv_ae']|{'conv_ae'}
 ROOMS['compress'] = ROOMS['dense_ae']|{'dense_ae','sparse_ae'}
 ROOMS['codec'] = ROOMS['compress']|{'compress'}
 ROOMS['vae'] = ROOMS['sparse_ae']|{'sparse_ae'}
 ROOMS['edges'] = DATA
-ROOMS['graphs'] = DATA|{'observables','losses','runs','edges'}
-ROOMS['gnn'] = DATA|{'observables','losses','runs','edges','graphs'}
+ROOMS['graphs'] = DATA|{'observables','losses','metrics','runs','edges'}
+ROOMS['gnn'] = DATA|{'observables','losses','metrics','runs','edges','graphs'}
 ROOMS['contrastive'] = ROOMS['gnn']|{'gnn'}
 ROOMS['sets'] = ROOMS['gnn']
 ROOMS['fusion'] = ROOMS['sets']|{'sets'}
