@@ -49,7 +49,7 @@ release: ## publish the version of settings.ini: checks, PyPI, tag (UPLOAD=no st
 	git diff --quiet HEAD || { echo "there are changes that are not committed: git status"; exit 1; }; \
 	grep -qE "^## $$v, 20[0-9]{2}-[0-9]{2}-[0-9]{2}$$" CHANGELOG.md || { echo "CHANGELOG.md has no heading '## $$v, YYYY-MM-DD'"; exit 1; }; \
 	! git rev-parse -q --verify "refs/tags/v$$v" >/dev/null || { echo "v$$v was released already: raise version in settings.ini"; exit 1; }; \
-	$(MAKE) test && $(MAKE) wheel && \
+	$(MAKE) test && $(MAKE) test ARGS='--only newest' && $(MAKE) wheel && \
 	if [ "$(UPLOAD)" = no ]; then echo "v$$v is ready in dist/; nothing was uploaded"; else \
 	twine upload dist/* && git tag -a "v$$v" -m "jetbook $$v" && git push origin "v$$v"; fi
 

@@ -1,7 +1,8 @@
 """Everything `make test` checks, with one sum at the end: N passed, N failed.
 
-    python tests/run_all.py                       all steps
+    python tests/run_all.py                       all steps but the last
     python tests/run_all.py --only sync,pytest    some of them
+    python tests/run_all.py --only newest         the one step that is asked for by name: the exported library's tests with the newest of everything
 
 A step that fails does not keep the next ones from running. Each notebook counts as one, each pytest test as one, and each other check
 as one. Standard library only: it must be able to say what is wrong when an installation is.
@@ -78,11 +79,11 @@ def run_notebooks():
     "Every notebook runs; a process for each, two at a time"
     with ThreadPoolExecutor(WORKERS) as ex: return score(list(ex.map(notebook, notebooks())))
 
-def run_pytest(*args, **env):
+def run_pytest(*args, python=sys.executable, cwd=ROOT, **env):
     "Run pytest with `args`; each test counts as one"
     with tempfile.TemporaryDirectory() as t:
         out = Path(t)/'junit.xml'
-        rc = subprocess.run([sys.executable, '-m', 'pytest', '-q', '--continue-on-collection-errors', f'--junitxml={out}', *map(str, args)], cwd=ROOT,
+        rc = subprocess.run([str(python), '-m', 'pytest', '-q', '--continue-on-collection-errors', f'--junitxml={out}', *map(str, args)], cwd=cwd,
                             stdin=subprocess.DEVNULL, env={**os.environ, **env}).returncode
         try: suites = list(ET.parse(out).getroot().iter('testsuite'))
         except (OSError, ET.ParseError): return 0,1
@@ -130,11 +131,31 @@ def wheel():
         oks.append(check('it runs the demo, with the newest fastai and fastcore', t/'env'/'bin'/'jetbook', 'demo', '--jets', '200', '--epochs', '1', '-q', cwd=away, timeout=600))
     return score(oks)
 
-STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, docs=docs, wheel=wheel)
+LIBRARY = 'test_cli.py', 'test_compress.py', 'test_hostile.py', 'test_pack_kill.py', 'test_pack_property.py', 'test_runs_kill.py' # pytest's tests of the library
+
+def newest():
+    "The wheel alone with the newest of everything: each notebook's tests as on Kaggle, and pytest's tests of the library"
+    sys.path.insert(0, str(ROOT/'tests'))
+    import kaggle
+    with tempfile.TemporaryDirectory() as t:
+        t = Path(t)
+        kaggle.environment(t)
+        nbs = [n.stem for n in notebooks() if n.stem[0].isdigit()]
+        steps = kaggle.Steps(t)
+        for n in nbs: kaggle.notebook(steps, t, ROOT/'nbs'/f'{n}.ipynb', False, NB_LIMIT)
+        room = kaggle.new_room(t, 'pytest')
+        py,env = room/'env'/'bin'/'python',kaggle.environ(t, room)
+        ok = check('pytest is installed beside it', py, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', 'jetbook[compress]', 'pytest', 'hypothesis', 'psutil', **env)
+        print(sh(py, '-c', "from importlib.metadata import version as v; print(*(f'{p} {v(p)}' for p in ('jetbook','fastai','fastcore','torch','torch-geometric','numpy','pandas')), sep=', ')", cwd=room/'working', **env)[1])
+        good,bad = run_pytest(*(ROOT/'tests'/n for n in LIBRARY), python=py, cwd=room/'working', **env)
+    return good+len(nbs)-len(steps.bad)+ok, bad+len(steps.bad)+(not ok)
+
+STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, docs=docs, wheel=wheel, newest=newest)
+ALWAYS = [n for n in STEPS if n!='newest']
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--only', default=','.join(STEPS), help=f"steps, with commas between: {', '.join(STEPS)}")
+    p.add_argument('--only', default=','.join(ALWAYS), help=f"steps, with commas between: {', '.join(STEPS)}")
     names = p.parse_args().only.split(',')
     if bad := [n for n in names if n not in STEPS]: p.error(f"no such step: {', '.join(bad)}. There are: {', '.join(STEPS)}")
     sums,begun = {},time.time()

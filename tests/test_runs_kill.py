@@ -3,7 +3,6 @@ import os,signal,subprocess,sys,time
 from pathlib import Path
 import pandas as pd, pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = '''
 import sys,time
 from fastai.callback.core import Callback
@@ -25,7 +24,7 @@ train('killable', toy_jets(400, 'wqcd'), out, epochs=6, seed=5, progress=False, 
 '''
 
 def start(script, out, pause=0.):
-    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH','')])}
+    env = {**os.environ, 'OMP_NUM_THREADS':'1'}
     return subprocess.Popen([sys.executable, '-W', 'ignore', script, out, str(pause)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 def finish(p):
