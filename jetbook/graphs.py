@@ -534,7 +534,7 @@ def graph_dls(
     bs:int=128, # jets a batch
     device=None, # where to train; default: fastai's own choice
     seed:int=None, # of the order of the jets; default: the split's
-    cache=None, # file to keep the graphs in; default: they are made anew each time, which costs little
+    cache=None, # file to keep the graphs in; default: they are made anew each time
 ): # DataLoaders
     "fastai DataLoaders of graphs"
     split = split or _split(store)
