@@ -129,6 +129,26 @@ def gallery(book, out):
             if tables: text.append(f'<p>Tables: {" · ".join(_numbered(*o) for o in tables.items())}</p>')
     _put(out, 'results/pictures.md', '\n\n'.join(text))
 
+def in_short(book):
+    "The table of the front page, which its cell reads from RESULTS.md"
+    for c in book.nbs['index'].cells:
+        for o in c.get('outputs', ()):
+            if (t := o.get('data', {}).get('text/markdown', '')).startswith('| what |'): return t
+    raise SystemExit('docs/pages: nbs/index.ipynb has no table of results')
+
+CURVES = """```{picture} 05d_taggers#the-comparison
+Quark/gluon taggers on jets they have not seen: of how many gluon jets one is kept, for the share of quark jets kept.
+```
+
+```{picture} 02d_codec#the-shipped-w-and-qcd-jets
+Bytes of a QCD jet against the error of its mass, of its momentum and of its pixels, for every code.
+```
+
+```{picture} 06g_search#what-each-method-reaches
+How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. CWoLa is told of a mixture, the first line the labels, the others
+nothing but background.
+```"""
+
 def results(book, out):
     machine,bs = benchmarks(book, out)
     gallery(book, out)
@@ -138,6 +158,12 @@ def results(book, out):
 
 Every table and curve of the project, and the command that makes it again. Jets are simulated with Pythia 8 and a parametrised detector: the figures tell how
 methods compare, not what they reach on CMS data. Nothing on these pages is typed in: they are built from what the commands wrote.
+
+## In short
+
+{in_short(book)}
+
+{_pictures(CURVES, book, out, '../')}
 
 ## Measured
 
@@ -168,7 +194,7 @@ def api(book, out):
         rows.append(f'| [`{m}`]({m}.md) | {", ".join(f"`{o}`" for o in mod.names())} |')
     _put(out, 'api/index.md', '# API\n\nEvery public name of the library, module by module, with its parameters, their types, shapes and units. *source* leads to the line on GitHub, '
          '*in the book* to where the notebook explains, shows and tests it. In alphabetical order: <a href="../genindex.html">the index</a>.\n\n'
-         'Modules import only from those above them.\n\n| module | public names |\n|---|---|\n'+'\n'.join(rows)+'\n\n'+_toctree([book.module(k) for k in mods]))
+         '| module | public names |\n|---|---|\n'+'\n'.join(rows)+'\n\n'+_toctree([book.module(k) for k in mods]))
 
 def write(book, out):
     for f in (written, contents, results, api): f(book, out)
