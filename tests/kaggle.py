@@ -183,6 +183,14 @@ def large(steps, folder, jets):
     steps('find: finds', FIND, room=room, key=key, check=said(f'Found {store.name}'))
     steps('pfn_quick', TRAIN, room=room, key=key, check=lambda row,text: within(row))
 
+def readme(steps, folder):
+    "The lines of Python that the README shows, pasted one block after the other where jetbook is installed"
+    code = '\n'.join(re.findall(r'^```python\n(.*?)^```$', (ROOT/'README.md').read_text(encoding='utf-8'), re.M|re.S))
+    key = hashlib.sha256(code.encode()).hexdigest()[:16]
+    if not steps.passed("README's lines", key): new_room(folder, 'readme', jetbook=True)
+    steps("README's lines", f"start = time.time()\nimport matplotlib; matplotlib.use('agg')\n{code}\ntell(note=f\"AUC {{scores['auc']:.3f}}\")", room=folder/'rooms'/'readme', key=key,
+          check=lambda row,text: within(row))
+
 def flags():
     "Test flags of the project: away from a checkout, cells that carry one say that they are left out"
     c = ConfigParser(delimiters=['='], interpolation=None)
@@ -233,6 +241,7 @@ def main():
     environment(folder)
     steps = Steps(folder)
     print(HEAD)
+    readme(steps, folder)
     large(steps, folder, a.jets)
     for n in (known if a.notebooks is None else a.notebooks): notebook(steps, folder, known[n], a.slow, a.timeout)
     print(f"{len(steps.bad)} failed{': ' if steps.bad else ''}{', '.join(steps.bad)}")

@@ -134,7 +134,7 @@ def wheel():
 LIBRARY = 'test_cli.py', 'test_compress.py', 'test_hostile.py', 'test_pack_kill.py', 'test_pack_property.py', 'test_runs_kill.py' # pytest's tests of the library
 
 def newest():
-    "The wheel alone with the newest of everything: each notebook's tests as on Kaggle, and pytest's tests of the library"
+    "The wheel alone with the newest of everything: the README's lines, each notebook's tests as on Kaggle, and pytest's tests of the library"
     sys.path.insert(0, str(ROOT/'tests'))
     import kaggle
     with tempfile.TemporaryDirectory() as t:
@@ -142,13 +142,14 @@ def newest():
         kaggle.environment(t)
         nbs = [n.stem for n in notebooks() if n.stem[0].isdigit()]
         steps = kaggle.Steps(t)
+        kaggle.readme(steps, t)
         for n in nbs: kaggle.notebook(steps, t, ROOT/'nbs'/f'{n}.ipynb', False, NB_LIMIT)
         room = kaggle.new_room(t, 'pytest')
         py,env = room/'env'/'bin'/'python',kaggle.environ(t, room)
         ok = check('pytest is installed beside it', py, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', 'jetbook[compress]', 'pytest', 'hypothesis', 'psutil', **env)
         print(sh(py, '-c', "from importlib.metadata import version as v; print(*(f'{p} {v(p)}' for p in ('jetbook','fastai','fastcore','torch','torch-geometric','numpy','pandas')), sep=', ')", cwd=room/'working', **env)[1])
         good,bad = run_pytest(*(ROOT/'tests'/n for n in LIBRARY), python=py, cwd=room/'working', **env)
-    return good+len(nbs)-len(steps.bad)+ok, bad+len(steps.bad)+(not ok)
+    return good+1+len(nbs)-len(steps.bad)+ok, bad+len(steps.bad)+(not ok)
 
 STEPS = dict(sync=sync, clean=clean, notebooks=run_notebooks, pytest=pytest, docs=docs, wheel=wheel, newest=newest)
 ALWAYS = [n for n in STEPS if n!='newest']
