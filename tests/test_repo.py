@@ -15,7 +15,7 @@ cfg = config['DEFAULT']
 
 DATA = {'data','files','transforms','loaders'}
 # the rooms: which modules of the library each may import
-ROOMS = dict(data=set(), files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(), metrics={'losses'},
+ROOMS = dict(hdf5=set(), data={'hdf5'}, files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(), metrics={'losses'},
              runs=DATA|{'losses','metrics'})
 ROOMS['conv_ae'] = DATA|{'observables','losses','metrics','runs'}
 ROOMS['dense_ae'] = ROOMS['conv_ae']|{'conv_ae'}
@@ -37,6 +37,8 @@ ROOMS['cwola'] = ROOMS['density']|{'density'}
 ROOMS['search'] = set(ROOMS)
 ROOMS['demo'] = set(ROOMS)
 ROOMS['cli'] = set(ROOMS)
+for may in ROOMS.values():
+    if 'data' in may: may.add('hdf5') # whose names `data` hands on
 
 def imported(tree):
     "Every module that `tree` imports, anywhere in it, as (name, level, line); a `from` import also counts what it takes from a package"
