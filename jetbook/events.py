@@ -128,6 +128,7 @@ class Events:
     def __call__(self,
         n:int, # number of events
     ): # awkward array of n events (fewer if Pythia gave some up), fields `prt` and `info`
+        "The next batch of events"
         return self.pythia.nextBatch(n)
 
 # %% ../nbs/00f_events.ipynb #d17e2e6f
