@@ -138,7 +138,7 @@ def _fresh(a):
     if Path(a.output).exists() and not a.overwrite: raise DataError(f'{a.output} is there already', do='pass --overwrite, or another name')
     return a.output
 
-def _size(path): return f'{os.path.getsize(path)/1e6:,.1f} MB'
+def _size(path): n = os.path.getsize(path); return f'{n/1e6:,.1f} MB' if n >= 1e5 else f'{n/1e3:,.1f} kB'
 
 # %% ../nbs/10_cli.ipynb #64a9a7ce
 @verb('look into files',
@@ -304,6 +304,27 @@ def _trained_on(run):
         if fingerprint(s := sample(name))['digest']==run.config['store']['digest']: return s
     raise ConfigError(f'{run.name} was trained on jets that do not come with jetbook', found=run.config['store']['source'], do='name the store')
 
+# %% ../nbs/10_cli.ipynb #df6ab3dd
+def _contest(a):
+    "Train classifiers with several seeds, and put them beside single observables and boosted trees"
+    from jetbook.data import ConfigError
+    from jetbook.demo import training_bar
+    from jetbook.taggers import baselines,compare_recipes,plot_roc,tagger_scores,tagger_table
+    if not (a.recipes and a.output and len(a.runs)==1): raise ConfigError('A comparison of recipes needs one store, --recipes and -o', found=f'{len(a.runs)} stores or runs, --recipes {a.recipes}, -o {a.output}')
+    if a.seeds < 1: raise ConfigError('Nothing to train', found=f'--seeds {a.seeds}', expected='1 or more')
+    store = _open(a.runs[0])
+    runs = compare_recipes(store, _names(a.recipes), a.output, range(a.seeds), a.part, a.valid, a.test, None if a.quiet else lambda name: [training_bar(f'train {name}')], epochs=a.epochs, n_train=a.n_train)
+    scores = {**tagger_scores(runs, a.part), **baselines(store, runs[0].split(store), a.part, range(a.seeds))}
+    t = tagger_table(scores)
+    if a.plot: _save(plot_roc(scores).figure, a.plot)
+    if a.json: _print_json(t)
+    else: _table(t)
+
+def _save(fig, path):
+    import matplotlib.pyplot as plt
+    fig.savefig(path, dpi=150, bbox_inches='tight')
+    plt.close(fig)
+
 # %% ../nbs/10_cli.ipynb #f41d6a48
 @verb('train and score',
     arg('runs', metavar='RUN', nargs='+', help='run folders; with --recipes, the jets instead: a packed store or sample:NAME'),
@@ -326,26 +347,6 @@ def _compare(a):
     if a.plot: _save(compare_plot(*a.runs, part=a.part).figure, a.plot)
     if a.json: _print_json(t)
     else: _table(t.T if len(t.columns) > 2*len(t) else t)
-
-def _contest(a):
-    "Train classifiers with several seeds, and put them beside single observables and boosted trees"
-    from jetbook.data import ConfigError
-    from jetbook.demo import training_bar
-    from jetbook.taggers import baselines,compare_recipes,plot_roc,tagger_scores,tagger_table
-    if not (a.recipes and a.output and len(a.runs)==1): raise ConfigError('A comparison of recipes needs one store, --recipes and -o', found=f'{len(a.runs)} stores or runs, --recipes {a.recipes}, -o {a.output}')
-    if a.seeds < 1: raise ConfigError('Nothing to train', found=f'--seeds {a.seeds}', expected='1 or more')
-    store = _open(a.runs[0])
-    runs = compare_recipes(store, _names(a.recipes), a.output, range(a.seeds), a.part, a.valid, a.test, None if a.quiet else lambda name: [training_bar(f'train {name}')], epochs=a.epochs, n_train=a.n_train)
-    scores = {**tagger_scores(runs, a.part), **baselines(store, runs[0].split(store), a.part, range(a.seeds))}
-    t = tagger_table(scores)
-    if a.plot: _save(plot_roc(scores).figure, a.plot)
-    if a.json: _print_json(t)
-    else: _table(t)
-
-def _save(fig, path):
-    import matplotlib.pyplot as plt
-    fig.savefig(path, dpi=150, bbox_inches='tight')
-    plt.close(fig)
 
 # %% ../nbs/10_cli.ipynb #121a130d
 @verb('squeeze jets',
