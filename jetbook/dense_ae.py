@@ -48,6 +48,11 @@ class DenseAE(nn.Module):
     def forward(self, x): return self.decode(self.encode(x))
 
 # %% ../nbs/02a_dense_ae.ipynb #f2809cbb
+def _dls(store, split, only, bs):
+    if len(store.channels)!=1 or store.width!=store.height or store.width>64:
+        raise ConfigError('A dense autoencoder takes small square images of one channel', found=f'{store.height}x{store.width}, {len(store.channels)} channels', expected='e.g. 25x25, 1 channel', do='conv_ae and sparse_ae take larger ones')
+    return jet_dls(store, split, task='reconstruct', only=only, bs=bs)
+
 @recipe(task='reconstruct', reference='R6', epochs=30, lr_max=1e-3, schedule='one_cycle')
 def dense_ae(
     store:JetStore, # the jets: one channel, square images
@@ -63,12 +68,6 @@ def dense_ae(
     n = store.width**2
     wide = n if bottleneck==625 else 300
     return Learner(dls, DenseAE((n,wide,n if bottleneck==625 else bottleneck,wide,n), store.width), loss_func=nn.MSELoss(), opt_func=Adam, wd=wd)
-
-# %% ../nbs/02a_dense_ae.ipynb #0b0028fe
-def _dls(store, split, only, bs):
-    if len(store.channels)!=1 or store.width!=store.height or store.width>64:
-        raise ConfigError('A dense autoencoder takes small square images of one channel', found=f'{store.height}x{store.width}, {len(store.channels)} channels', expected='e.g. 25x25, 1 channel', do='conv_ae and sparse_ae take larger ones')
-    return jet_dls(store, split, task='reconstruct', only=only, bs=bs)
 
 # %% ../nbs/02a_dense_ae.ipynb #bd4d0aa7
 def in_out(
