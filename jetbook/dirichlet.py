@@ -73,7 +73,7 @@ def dense_vae(
     return _vae_learner(dls, model, ELBO(lambda pred,target: model.nll(pred,target).mean()), warmup, 1)
 
 # %% ../nbs/06c_dirichlet.ipynb #a02be30d
-@detector(reference='1808.08992')
+@detector(reference='1811.10276')
 class VAEScore(Trained):
     "What a variational autoencoder has to say of a jet, and what it misses"
     name,recipe = 'vae','dense_vae'
