@@ -220,6 +220,7 @@ def calibration_error(
     t = calibration(y, score, bins)
     return float((t.n*(t.score-t.share).abs()).sum()/t.n.sum())
 
+# %% ../nbs/05d_taggers.ipynb #eed410e4
 def plot_calibration(
     scores:dict, # from `tagger_scores`, `baselines`, `ensemble_scores`
     bins:int=15, # of equal width in the score
