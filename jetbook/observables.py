@@ -235,7 +235,6 @@ def _axes(pt, eta, phi, offsets, out):
             if n==1: break
             n = _merge(n, v, pt2, y, f, near, dist)
 
-# %% ../nbs/00b_observables.ipynb #470fee38
 def _levels(p, n):
     out = np.full((len(p.offsets)-1,n,n,2), np.nan)
     _axes(*(np.ascontiguousarray(o,np.float64) for o in (p.pt,p.eta,p.phi)), np.ascontiguousarray(p.offsets,np.int64), out)
@@ -260,7 +259,6 @@ def nsubjettiness(
     _tau(*(np.ascontiguousarray(o,np.float64) for o in (p.pt,p.eta,p.phi)), np.ascontiguousarray(p.offsets,np.int64), _levels(p,n), tau)
     return tau/R0
 
-# %% ../nbs/00b_observables.ipynb #c6642b95
 @njit(nogil=True, cache=True)
 def _tau(pt, eta, phi, offsets, axes, tau):
     for b in range(len(offsets)-1):
