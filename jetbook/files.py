@@ -229,7 +229,6 @@ def _unnest(col, name):
     if col.null_count or not (pa.types.is_floating(col.type) or pa.types.is_integer(col.type)): raise DataError(f'{name} is not numeric', found=f'{col.type}, {col.null_count} nulls', expected='numbers without nulls')
     return col.to_numpy(zero_copy_only=False).reshape(shape)
 
-# %% ../nbs/00e_files.ipynb #a11bf68c
 @contextlib.contextmanager
 def _arrow_errors(name):
     "Whatever pyarrow stumbles over in the file is a `DataError`"
@@ -386,7 +385,7 @@ def check_labels(
     if warn and z < -5: warnings.warn(f'y=1 jets have more tracks ({m[1]:.2f} lit pixels against {m[0]:.2f}): is y=1 gluon in this file? jetbook takes 1 for quark; if so pass 1-y')
     return dict(tracks_y0=m[0], tracks_y1=m[1], sigmas=z, verdict='y=1 is quark' if z>5 else 'y=1 looks like gluon' if z<-5 else 'undecided')
 
-# %% ../nbs/00e_files.ipynb #f3585e68
+# %% ../nbs/00e_files.ipynb #52ff7e1d
 def _lock(path):
     "The open file `path`, locked until it is closed or the process ends"
     f = open(path,'a')
@@ -395,9 +394,8 @@ def _lock(path):
     except BlockingIOError: f.close(); raise DataError(f'{path.parent.name} is in use', found='another process packs into it', do='wait for it, or write elsewhere') from None
     return f
 
-# %% ../nbs/00e_files.ipynb #52ff7e1d
-class _Spool:
-    "Growing files of packed entries beside the destination; `commit` makes what was appended durable"
+class _Part:
+    "The folder `*.part`, locked: its files, and in `state` how far they are good"
     def __init__(self, folder, names, key):
         self.folder,self.names,self.rec = Path(folder),names,folder/'progress.jsonl'
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -414,6 +412,9 @@ class _Spool:
     def sizes(self, c): n = self.state['entries'][self.names[c]]; return dict(count=8*self.state['done'], pixel=2*n, value=4*n)
     def whole(self): return all(self.path(c,k).is_file() and self.path(c,k).stat().st_size>=n for c in range(len(self.names)) for k,n in self.sizes(c).items())
 
+# %% ../nbs/00e_files.ipynb #d130776e
+class _Spool(_Part):
+    "Growing files of packed entries; `commit` makes what was appended durable"
     def open(self):
         "Cut each file back to what the record vouches for, and append from there"
         tmp = self.rec.with_suffix('.tmp'); tmp.write_text(json.dumps(self.state)+'\n'); os.replace(tmp, self.rec)

@@ -30,6 +30,8 @@ def unbroken(source):
     quietly(source, dest)
     return dest.read_bytes()
 
+WATCHED = [sys.modules[f'jetbook.{o}'].__file__ for o in ('files','data','hdf5')]
+
 def lines_run(fn, *args, kill=None):
     "Run `fn`, counting the lines of jetbook's files that are executed; SIGKILL this process at line number `kill`"
     count = 0
@@ -39,7 +41,7 @@ def lines_run(fn, *args, kill=None):
             count += 1
             if count==kill: os.kill(os.getpid(), signal.SIGKILL)
         return _line
-    sys.settrace(lambda frame, event, arg: _line if frame.f_code.co_filename in (files.__file__, sys.modules['jetbook.data'].__file__) else None)
+    sys.settrace(lambda frame, event, arg: _line if frame.f_code.co_filename in WATCHED else None)
     try: fn(*args)
     finally: sys.settrace(None)
     return count
