@@ -216,8 +216,7 @@ class Coder:
     def __init__(self,
         data:bytes=None, # what was written; default: write
     ):
-        c = require('constriction','compress')
-        self.table,self.flat,q = c.stream.model.Categorical(perfect=False),c.stream.model.Uniform(),c.stream.queue
+        s = require('constriction','compress').stream; self.table,self.flat,q = s.model.Categorical(perfect=False),s.model.Uniform(),s.queue
         if data is not None and len(data)%4: raise DataError('The coded data has a wrong length', found=len(data), expected='a multiple of 4 bytes')
         self.reading = data is not None
         self.coder = q.RangeDecoder(np.frombuffer(data,'<u4').astype(np.uint32)) if self.reading else q.RangeEncoder()
@@ -241,6 +240,7 @@ class Coder:
     ): # int (n,)
         "Write or read `n` symbols of the same probabilities"
         return np.zeros(0,np.int64) if not n else self._do(symbols, self.table.__class__(np.ascontiguousarray(freqs,np.float32), perfect=False), *([n] if self.reading else []))
+
     def uniform(self,
         sizes:np.ndarray, # int (n,), at least 2: how many values each may have
         symbols=None, # what to write (n,)
@@ -384,7 +384,7 @@ def level_context(
     scale:float, # mean sum of the values of a jet, GeV
     log2=_log2, # logarithm to use
     cat=np.concatenate, # how to join
-): # (..., 104)
+): # (..., 105)
     "What is known before a lit pixel is given its level"
     gone = total/scale
     one = (n/64, rem/32, log2(rem+1.), gone, log2(total+1.), log2((1.25-gone).clip(0,2)*256+1.), top/4, 0*n+step)
