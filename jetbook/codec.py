@@ -468,6 +468,7 @@ def learned_points(
         rows.append(dict(p, promised=bits.sum(1).mean().item(), positions=bits[:,0].mean().item(), levels=bits[:,1].mean().item()))
     return rows
 
+# %% ../nbs/02d_codec.ipynb #a9e79c74
 def image_residuals(
     x:Tensor, # images (N, C, H, W), before
     y:Tensor, # after
