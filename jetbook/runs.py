@@ -76,6 +76,29 @@ def _check_value(name, k, v, kinds):
         want = 'a plain value' if kinds is None else ' or '.join(o.__name__ if isinstance(o,type) else repr(o) for o in kinds)
         raise ConfigError(f'Setting {k} of {name} cannot be that', found=repr(v)[:80], expected=want)
 
+# %% ../nbs/01a_runs.ipynb #bf9ce830
+@patch
+def check(self:Recipe,
+    settings:dict, # some settings, by name
+): # dict of all settings
+    "Fill in the defaults; refuse settings that don't exist or have no sense"
+    if unknown := sorted(set(settings)-set(self.params)):
+        raise ConfigError(f'{self.name} has no such setting', found=', '.join(map(str,unknown)), expected=', '.join(self.params))
+    for k,v in settings.items(): _check_value(self.name, k, v, _kinds(self.params[k]))
+    return {k:list(v) if isinstance(v,tuple) else v for k,v in {**self.defaults, **settings}.items()}
+
+@patch
+def parse(self:Recipe,
+    pairs:list, # texts 'name=value', as from a command line
+): # dict
+    "Settings from text: values are read as JSON, else as strings"
+    def _value(t):
+        try: return json.loads({'True':'true','False':'false','None':'null'}.get(t,t))
+        except json.JSONDecodeError: return t
+    bad = [p for p in pairs if '=' not in p]
+    if bad: raise ConfigError('Not a setting', found=bad[0], expected='name=value')
+    return {k.strip():_value(v) for k,_,v in (p.partition('=') for p in pairs)}
+
 # %% ../nbs/01a_runs.ipynb #03865aac
 _recipes = {}
 RECIPE_MODULES = ('conv_ae','dense_ae','sparse_ae','compress','vae','gnn','contrastive','sets','fusion','reconstruction','density','dirichlet','nae','cnn') # modules of jetbook that register recipes when imported
@@ -140,29 +163,6 @@ def recipes(): # pandas.DataFrame, one row a recipe
     rows = [dict(name=r.name, task=r.task, reference=r.reference or '', about=r.doc, epochs=r.epochs, lr_max=r.lr_max, schedule=r.schedule,
                  settings=', '.join(f'{k}={v!r}' for k,v in r.defaults.items())) for _,r in sorted(_recipes.items())]
     return pd.DataFrame(rows).set_index('name')
-
-# %% ../nbs/01a_runs.ipynb #bf9ce830
-@patch
-def check(self:Recipe,
-    settings:dict, # some settings, by name
-): # dict of all settings
-    "Fill in the defaults; refuse settings that don't exist or have no sense"
-    if unknown := sorted(set(settings)-set(self.params)):
-        raise ConfigError(f'{self.name} has no such setting', found=', '.join(map(str,unknown)), expected=', '.join(self.params))
-    for k,v in settings.items(): _check_value(self.name, k, v, _kinds(self.params[k]))
-    return {k:list(v) if isinstance(v,tuple) else v for k,v in {**self.defaults, **settings}.items()}
-
-@patch
-def parse(self:Recipe,
-    pairs:list, # texts 'name=value', as from a command line
-): # dict
-    "Settings from text: values are read as JSON, else as strings"
-    def _value(t):
-        try: return json.loads({'True':'true','False':'false','None':'null'}.get(t,t))
-        except json.JSONDecodeError: return t
-    bad = [p for p in pairs if '=' not in p]
-    if bad: raise ConfigError('Not a setting', found=bad[0], expected='name=value')
-    return {k.strip():_value(v) for k,_,v in (p.partition('=') for p in pairs)}
 
 # %% ../nbs/01a_runs.ipynb #fa117c7c
 def _write_json(path, d):
@@ -508,18 +508,12 @@ def learner(self:Run): # Learner with toy jets in its loaders; `learn.dls.test_d
 @patch(as_prop=True)
 def model(self:Run): "The trained model"; return self.learner().model.eval()
 
-# %% ../nbs/01a_runs.ipynb #468971f8
-def _config(r, store, settings, sp, **kwargs):
-    versions = dict(jetbook=__version__, python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__)
-    return dict(format='jetbook-run', version=1, recipe=r.name, task=r.task, reference=r.reference, settings=settings, **kwargs,
-                split=sp.to_dict(), store=fingerprint(store), versions=versions)
-
-def _same(old, new, found_lr):
-    "Complain if a run folder holds another run"
-    keys = [k for k in ('recipe','settings','seed','epochs','lr_max','schedule','split','store') if not (k=='lr_max' and found_lr and old.get('lr_found'))]
-    short = lambda v: v.get('digest',v) if isinstance(v, dict) else v
-    if diff := [k for k in keys if _json(old.get(k))!=_json(new[k])]:
-        raise ConfigError('The folder holds another run', found='; '.join(f'{k}: {short(old.get(k))}'[:80] for k in diff), expected='; '.join(f'{k}: {short(new[k])}'[:80] for k in diff), do='choose another folder')
+@patch
+def scores(self:Run,
+    part:str='test', # which part's
+): # dict of NumPy arrays, one number a jet: `jet`, and `y` and `score`, or `mse`, `pt_in`, `pt_out`, `mass_in`, `mass_out`
+    "What `evaluate` found for each jet"
+    return {k:v.numpy() for k,v in _load_tensors(self.path/f'scores-{part}.safetensors')[0].items()}
 
 # %% ../nbs/01a_runs.ipynb #511cf10f
 def score(
@@ -612,6 +606,18 @@ def _finish(learn, run, rows):
     return run
 
 # %% ../nbs/01a_runs.ipynb #ff1feec2
+def _config(r, store, settings, sp, **kwargs):
+    versions = dict(jetbook=__version__, python=platform.python_version(), torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__)
+    return dict(format='jetbook-run', version=1, recipe=r.name, task=r.task, reference=r.reference, settings=settings, **kwargs,
+                split=sp.to_dict(), store=fingerprint(store), versions=versions)
+
+def _same(old, new, found_lr):
+    "Complain if a run folder holds another run"
+    keys = [k for k in ('recipe','settings','seed','epochs','lr_max','schedule','split','store') if not (k=='lr_max' and found_lr and old.get('lr_found'))]
+    short = lambda v: v.get('digest',v) if isinstance(v, dict) else v
+    if diff := [k for k in keys if _json(old.get(k))!=_json(new[k])]:
+        raise ConfigError('The folder holds another run', found='; '.join(f'{k}: {short(old.get(k))}'[:80] for k in diff), expected='; '.join(f'{k}: {short(new[k])}'[:80] for k in diff), do='choose another folder')
+
 def _save_fig(fig, path):
     import matplotlib.pyplot as plt
     with atomic_path(path) as part: fig.savefig(part, dpi=110, format='png')
@@ -708,14 +714,6 @@ def _count_reading(m, run):
     reads = m.setdefault('test_reads', [])
     reads.append(dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
     if len(reads) > 1: warnings.warn(f'{run.name}: this is reading {len(reads)} of the test part; it was to be read once. Choose models with part="valid".')
-
-# %% ../nbs/01a_runs.ipynb #a20bc012
-@patch
-def scores(self:Run,
-    part:str='test', # which part's
-): # dict of NumPy arrays, one number a jet: `jet`, and `y` and `score`, or `mse`, `pt_in`, `pt_out`, `mass_in`, `mass_out`
-    "What `evaluate` found for each jet"
-    return {k:v.numpy() for k,v in _load_tensors(self.path/f'scores-{part}.safetensors')[0].items()}
 
 # %% ../nbs/01a_runs.ipynb #942e9d92
 def compare(
