@@ -75,13 +75,12 @@ class JetTransform(Transform):
         args = {k:v.flatten().tolist() if isinstance(v,torch.Tensor) else v for k,v in vars(self).items() if k[0]!='_' and k not in ('order','split_idx','drawn','gen')}
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k,v in args.items())})"
 
-# %% ../nbs/00c_transforms.ipynb #8736722c
+# %% ../nbs/00c_transforms.ipynb #9ec8f93f
 def _per(per, x):
     "The dimensions to reduce over, for one number a channel or one a jet"
     if per not in ('channel','jet'): raise ConfigError('No such normalisation', found=per, expected="per='channel' or per='jet'")
     return (2,3) if per=='channel' else (1,2,3)
 
-# %% ../nbs/00c_transforms.ipynb #9ec8f93f
 class MinMax(JetTransform):
     "Each image to [0, 1]: `(x-min)/(max-min+eps)`"
     keeps = True
