@@ -209,7 +209,6 @@ def pfn(
     dls = cell_dls(store, split, bs)
     return set_learner(dls, ParticleFlow(cell_scale(dls.train, turn), width, dropout), wd)
 
-# %% ../nbs/05b_sets.ipynb #3c0a37a9
 @recipe(task='classify', reference='Komiske, Metodiev, Thaler 2018', epochs=3, lr_max=1e-2)
 def pfn_quick(
     store:JetStore, # the jets
@@ -542,9 +541,9 @@ def show_cells(
     for i,a in enumerate(axs):
         c,v = x[i,mask[i]].cpu(),value[i,mask[i]].detach().cpu()
         o = v.abs().argsort()
-        p = a.scatter(c[o,0], c[o,1], s=4+60*(c[o,2]-c[:,2].min())/(c[:,2].max()-c[:,2].min()+1e-6), c=v[o], cmap='RdBu', vmin=-span, vmax=span, edgecolors='grey', linewidths=.3)
-        a.set(xlabel=r'$\Delta\eta$', title=titles[i] if titles else ''); a.title.set_fontsize(9)
-    axs[0].set_ylabel(r'$\Delta\phi$')
+        p = a.scatter(c[o,1], c[o,0], s=4+60*(c[o,2]-c[:,2].min())/(c[:,2].max()-c[:,2].min()+1e-6), c=v[o], cmap='RdBu', vmin=-span, vmax=span, edgecolors='grey', linewidths=.3)
+        a.set(xlabel=r'$\Delta\phi$', title=titles[i] if titles else ''); a.title.set_fontsize(9)
+    axs[0].set_ylabel(r'$\Delta\eta$')
     axs[0].figure.colorbar(p, ax=axs, label=label)
     return axs
 
