@@ -57,9 +57,9 @@ def _w_soft(event, w):
 # %% ../nbs/00f_events.ipynb #61f9fe6f
 @njit(cache=True)
 def genkt_labels(
-    p, # (n, 4) px, py, pz, E [GeV]
-    R, # jet radius
-    power, # -1: anti-kT, 0: Cambridge/Aachen, 1: kT
+    p:np.ndarray, # (n, 4) px, py, pz, E [GeV]
+    R:float, # jet radius
+    power:int, # -1: anti-kT, 0: Cambridge/Aachen, 1: kT
 ): # (n,) number of the jet of each particle
     "Generalised-kT jets by brute force, for tens of particles"
     n = len(p); q = p.copy(); label = np.arange(n); live = np.ones(n, np.bool_)
@@ -227,8 +227,8 @@ def cluster(
 
 # %% ../nbs/00f_events.ipynb #24aa17a4
 def leading(
-    row, # (J,) event of each jet, ascending
-    pt, # (J,)
+    row:np.ndarray, # (J,) event of each jet, ascending
+    pt:np.ndarray, # (J,)
     n:int=1, # how many of each event
 ): # numbers of the jets, ordered by event, then by falling pt
     "The `n` hardest jets of each event"
@@ -238,7 +238,7 @@ def leading(
 
 # %% ../nbs/00f_events.ipynb #3ddca8be
 def wrap_phi(
-    phi, # angle [rad]
+    phi:np.ndarray, # angle [rad]
 ): # the same direction, -pi to pi [rad]
     "Bring an angle into -pi to pi"
     return (phi+math.pi)%(2*math.pi) - math.pi

@@ -14,8 +14,8 @@ from .data import ConfigError,DataError,JetStore
 
 # %% ../nbs/00b_observables.ipynb #a7eeb355
 def eta_phi(
-    row, # row of a pixel, from 0; may be fractional (n,)
-    col, # its column (n,)
+    row:np.ndarray, # row of a pixel, from 0; may be fractional (n,)
+    col:np.ndarray, # its column (n,)
     height:int, # of the image, in pixels
     width:int, # of the image, in pixels
     cell:float, # width of a pixel in eta and phi: 0.0174 for CMS images, 0.1 for 25x25 ones
@@ -29,8 +29,8 @@ Particles.__doc__ = "Ragged jets: `pt`, `eta`, `phi` of all constituents (n,); j
 
 def particles(
     jets, # a JetStore, or images (B, C, H, W) as tensor or array
-    idx=None, # numbers of the jets; default: all
-    channels=None, # names of the channels to take (numbers for images); default: all
+    idx:np.ndarray=None, # numbers of the jets; default: all
+    channels:list=None, # names of the channels to take (numbers for images); default: all
     cell:float=None, # width of a pixel; a store knows it
     threshold:float=None, # leave out entries at or below this value, for a network's output, whose pixels are all lit
 ): # Particles
@@ -72,10 +72,10 @@ def _keep(p, keep):
 
 # %% ../nbs/00b_observables.ipynb #f1c27e0a
 def within(
-    p, # Particles
+    p:Particles, # constituents of N jets
     radius:float, # of the circle, in eta and phi
-    eta=0., # its centre: one number, or one a jet (N,)
-    phi=0., # the same in phi
+    eta:float=0., # its centre: one number, or one a jet (N,)
+    phi:float=0., # the same in phi
 ): # Particles
     "The constituents of each jet inside a circle"
     n = len(p.offsets)-1
@@ -92,19 +92,19 @@ def _ratio(a, b): return np.divide(a, b, out=np.zeros_like(a), where=b!=0)
 
 # %% ../nbs/00b_observables.ipynb #5926b1a6
 def four_momentum(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # px, py, pz, E: float64 (N,) each, in the unit of the pixels
     "Summed four-momentum of each jet, its constituents massless"
     return tuple(_sum(p.pt*f, p.offsets) for f in (np.cos(p.phi), np.sin(p.phi), np.sinh(p.eta), np.cosh(p.eta)))
 
 def jet_pt(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # float64 (N,)
     "Transverse momentum of each jet"
     return np.hypot(*four_momentum(p)[:2])
 
 def jet_mass(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # float64 (N,)
     "Invariant mass of each jet"
     px,py,pz,e = four_momentum(p)
@@ -112,7 +112,7 @@ def jet_mass(
 
 # %% ../nbs/00b_observables.ipynb #4bf1cd21
 def jet_axis(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # rapidity (N,) and phi (N,); 0 for an empty jet
     "Rapidity and phi of the summed momentum of each jet"
     px,py,pz,e = four_momentum(p)
@@ -120,27 +120,27 @@ def jet_axis(
 
 # %% ../nbs/00b_observables.ipynb #eab641b8
 def multiplicity(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # int64 (N,)
     "Number of constituents of each jet"
     return np.diff(p.offsets)
 
 # %% ../nbs/00b_observables.ipynb #09837e03
 def girth(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # float64 (N,)
     "Mean distance of the momentum from the jet's axis"
     return _ratio(_sum(p.pt*_delta_r(p, *jet_axis(p)), p.offsets), _sum(p.pt, p.offsets))
 
 # %% ../nbs/00b_observables.ipynb #56f4b83d
 def ptd(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # float64 (N,)
     "How unevenly the momentum is shared: 1 for one constituent, 1/sqrt(n) for n equal ones"
     return _ratio(np.sqrt(_sum(p.pt**2, p.offsets)), _sum(p.pt, p.offsets))
 
 def leading_share(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # float64 (N,)
     "Share of the largest constituent in the summed pT"
     top,full = np.zeros(len(p.offsets)-1),np.diff(p.offsets)>0
@@ -149,7 +149,7 @@ def leading_share(
 
 # %% ../nbs/00b_observables.ipynb #dfbe172c
 def share_outside(
-    p, # Particles
+    p:Particles, # constituents of N jets
     radius:float=.6, # of the circle about (0, 0), in eta and phi
 ): # float64 (N,)
     "Share of the summed pT that lies further than `radius` from the image's centre"
@@ -157,7 +157,7 @@ def share_outside(
 
 # %% ../nbs/00b_observables.ipynb #e605222d
 def eccentricity(
-    p, # Particles
+    p:Particles, # constituents of N jets
 ): # float64 (N,), 0 round to 1 straight
     "`1 - smaller/larger` eigenvalue of the pT-weighted covariance in (eta, phi)"
     total,axis = _sum(p.pt, p.offsets),jet_axis(p)
@@ -242,7 +242,7 @@ def _levels(p, n):
 
 # %% ../nbs/00b_observables.ipynb #470a389d
 def kt_axes(
-    p, # Particles
+    p:Particles, # constituents of N jets
     n:int=2, # number of axes
 ): # float64 (N, n, 2): rapidity and phi of each axis; NaN for a jet of fewer constituents
     "The axes of the `n` exclusive kT jets inside each jet"
@@ -250,7 +250,7 @@ def kt_axes(
 
 # %% ../nbs/00b_observables.ipynb #d04159cb
 def nsubjettiness(
-    p, # Particles
+    p:Particles, # constituents of N jets
     n:int=3, # tau_1 to tau_n
     R0:float=1., # jet radius in the normalisation; ratios do not depend on it
 ): # float64 (N, n)
@@ -282,8 +282,8 @@ def _table(p, R0, radius):
 # %% ../nbs/00b_observables.ipynb #37872857
 def observables(
     store:JetStore, # the jets
-    idx=None, # numbers of the jets (B,), a slice or a mask; default: all
-    channels=None, # names of the channels to sum over; default: all
+    idx:np.ndarray=None, # numbers of the jets (B,), a slice or a mask; default: all
+    channels:list=None, # names of the channels to sum over; default: all
     R0:float=1., # jet radius in the normalisation of N-subjettiness
     radius:float=.6, # of the circle of `share_outside`
     chunk:int=8192, # jets done at a time, which bounds the memory

@@ -57,8 +57,8 @@ def detector(
 
 # %% ../nbs/00a_simulate.ipynb #3fad36e4
 def bend(
-    pt, # transverse momentum [GeV]
-    charge, # in units of e
+    pt:np.ndarray, # transverse momentum [GeV]
+    charge:np.ndarray, # in units of e
     det:Detector=Detector(), # its field and radius
 ): # turn in phi on the way to the ECAL [rad], NaN if it curls up before
     "Azimuth that the magnetic field adds"
@@ -67,10 +67,10 @@ def bend(
 
 # %% ../nbs/00a_simulate.ipynb #92af5d19
 def deposit(
-    row, # (P,) coordinate in cells, jet by jet
-    col, # (P,)
-    jet, # (P,) number of the jet
-    weight, # (P,) what to spread
+    row:np.ndarray, # (P,) coordinate in cells, jet by jet
+    col:np.ndarray, # (P,)
+    jet:np.ndarray, # (P,) number of the jet
+    weight:np.ndarray, # (P,) what to spread
     spread:float, # width of the profile [cells]
     shape:tuple, # (jets, rows, columns)
 ): # images of that shape; what falls outside is dropped
@@ -104,9 +104,9 @@ def _calorimeters(p, det, rng): # -> transverse energy in ECAL from photons and 
 # %% ../nbs/00a_simulate.ipynb #f072c173
 def detect(
     p:Particles, # particles around each jet, a row a jet
-    eta, # (J,) jet axes
-    phi, # (J,)
-    tracked, # (P,) bool: did the particle give a track?
+    eta:np.ndarray, # (J,) jet axes
+    phi:np.ndarray, # (J,)
+    tracked:np.ndarray, # (P,) bool: did the particle give a track?
     det:Detector, # the settings
     rng:np.random.Generator, # of the showers
 ): # Tracks (J,125,125), ECAL (J,125,125), HCAL (J,25,25), float64
@@ -219,8 +219,8 @@ def fat_jets(
 # %% ../nbs/00a_simulate.ipynb #b80058c4
 def pixelate(
     p:Particles, # constituents, a row a jet
-    eta, # (J,) what becomes the centre
-    phi, # (J,)
+    eta:np.ndarray, # (J,) what becomes the centre
+    phi:np.ndarray, # (J,)
     side:int=25, # pixels
     cell:float=.1, # width of one, in eta and phi
 ): # (J, side, side) sum of pT [GeV], rows eta, columns phi
@@ -232,8 +232,8 @@ def pixelate(
 
 # %% ../nbs/00a_simulate.ipynb #640fafc5
 def rotate(
-    images, # (J, side, side)
-    angle, # (J,) from the row axis towards the column axis [rad]
+    images:np.ndarray, # (J, side, side)
+    angle:np.ndarray, # (J,) from the row axis towards the column axis [rad]
 ): # (J, side, side)
     "Rotate each image about its centre, sharing each pixel among the four it falls on"
     n,side,_ = images.shape
@@ -252,7 +252,7 @@ def rotate(
 
 # %% ../nbs/00a_simulate.ipynb #3f03b1a7
 def flip(
-    images, # (J, side, side)
+    images:np.ndarray, # (J, side, side)
 ): # (J, side, side)
     "Mirror each image so that its right half holds more"
     half = images.shape[2]//2
@@ -260,7 +260,7 @@ def flip(
     return np.where(more[:,None,None], images[:,:,::-1], images)
 
 def clean(
-    images, # (J, side, side)
+    images:np.ndarray, # (J, side, side)
     least:float=1e-3, # [GeV]
 ): # (J, side, side)
     "Zero the specks that rotation leaves behind"
