@@ -34,6 +34,7 @@ def unsound(url):
     if u.scheme=='mailto': return None if re.fullmatch(r'[^@\s]+@[\w.-]+\.\w+', u.path) else 'no address'
     if u.scheme not in ('http','https'): return f'scheme {u.scheme}'
     if not re.fullmatch(r'[\w-]+(\.[\w-]+)*\.[a-z]{2,}', u.hostname or ''): return 'no host'
+    if u.fragment=='LNone': return 'no line of the source'
     return 'brackets or quotes in it' if re.search(r'[<>"{}|\\^`]', url) else None
 
 def _is_outward(url): return bool(urlsplit(url).scheme) or url.startswith('//')

@@ -214,7 +214,7 @@ def site(tmp_path, **files):
 @pytest.mark.parametrize('html,why', [
     ('<a href="b.html#here">', None), ('<a href="#top"><p id="top">', None), ('<a href="https://x.org/a#b">', None), ('<img src="data:image/png;base64,aa">', None), ('<a href="mailto:a@b.org">', None),
     ('<a href="c.html">', 'no such file'), ('<a href="b.html#there">', 'no such place'), ('<img src="a.png">', 'no such file'), ('<script src="a.js">', 'no such file'), ('<a href="../b.html">', 'no such file'),
-    ('<a href="https:///a">', 'no host'), ('<a href="http://a b.org">', 'space'), ('<a href="htp://a.org">', 'scheme'), ('<a href="https://x.org/a{b}">', 'brackets')])
+    ('<a href="https:///a">', 'no host'), ('<a href="http://a b.org">', 'space'), ('<a href="htp://a.org">', 'scheme'), ('<a href="https://x.org/a{b}">', 'brackets'), ('<a href="https://x.org/a.py#LNone">', 'no line')])
 def test_links_of_a_page(html, why, tmp_path):
     bad = site(tmp_path, a=html, b='<h1 id="here">b</h1>')
     assert bad==[] if why is None else len(bad)==1 and why in bad[0]
