@@ -34,7 +34,7 @@ def verb(
 # %% ../nbs/10_cli.ipynb #8e4f4115
 _EPILOG = """examples:
   jetbook demo -o demo                               the whole chain, and a report of it
-  jetbook pack jets.hdf5 -o jets.jets.h5             a dense file, a hundred times smaller
+  jetbook pack jets.hdf5 -o jets.jets.h5             a dense file, hundreds of times smaller
   jetbook train conv_ae sample:qg -o runs/conv_ae    train on the shipped jets
 
 jetbook VERB --help tells the options of a verb. STORE and DATA are a packed file
