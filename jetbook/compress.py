@@ -9,10 +9,11 @@ __all__ = ['MAX_LEVEL', 'Levels', 'GRID', 'FINE', 'N_BUCKETS', 'Quantiser', 'qua
            'pixel_code', 'check_codable']
 
 # %% ../nbs/02c_compress.ipynb #0025ca3c
-import math,os,tempfile,zlib
+import math,os,tempfile,warnings,zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 import h5py, numpy as np, torch
 from torch import nn,Tensor
@@ -561,13 +562,18 @@ def pixel_code(
 ): # Learner
     "Learned code: probabilities of lit pixels and of their levels, for an entropy coder"
     store = store if channels is None else store.select(channels=channels)
-    check_codable(store)
+    check_codable(store); _check_coder()
     dls = jet_dls(store, split, task='reconstruct', bs=bs, only=only)
     up = store.upsample[store.channels[0]]
     model = PixelCode(store.height//up, store.width//up, hidden, gamma, tuple(steps), step, up)
     model.quantiser()
     model.count_lit(store, dls.train.idx)
     return Learner(dls, model, loss_func=bytes_a_jet, opt_func=partial(Adam, sqr_mom=.999, eps=1e-8), wd=0.)
+
+def _check_coder():
+    "Warn where a code can be trained, but no file be written with it"
+    if missing := [k for k in ('constriction','zstandard') if find_spec(k) is None]:
+        warnings.warn(f"The code can be trained and scored, but to compress files with it {' and '.join(missing)} must be installed: pip install 'jetbook[compress]'")
 
 def check_codable(
     store:JetStore, # jets
