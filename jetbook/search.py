@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PAIRS', 'METHODS', 'SIMPLE', 'class_number', 'learn_background', 'search', 'ceiling', 'search_table', 'confusion',
            'both_directions', 'plot_directions', 'plot_gain', 'plot_mass', 'RunError', 'open_detector', 'scan',
-           'show_strangest']
+           'show_strangest', 'strangest', 'scan_notes']
 
 # %% ../nbs/06g_search.ipynb #28b038f6
-import shutil, warnings
+import math, shutil, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
@@ -17,7 +17,7 @@ from .cwola import mix
 from .data import ConfigError, DataError, JetStore
 from .fusion import jet_profile
 from .loaders import split
-from .runs import Run, _load_tensors, _read_json, _reconstruct, _save_fig, _save_tensors
+from .runs import Run, fingerprint, _load_tensors, _read_json, _reconstruct, _save_fig, _save_tensors
 from .taggers import _auc_samples, boosted_tree
 
 # %% ../nbs/06g_search.ipynb #4364c882
@@ -57,6 +57,7 @@ def learn_background(
     kw = {} if mixture is None else dict(mixture=mixture)
     det.fit(store.select(use), seed=seed, folder=None if out is None else Path(out)/'training', progress=progress, **kw)
     calibrate(det, store.select(aside))
+    det.source |= dict(store=fingerprint(store)['digest'], background=None if background is None else store.classes[class_number(store, background)])
     if out is None: return det
     save_detector(det, out)
     shutil.rmtree(Path(out)/'training', ignore_errors=True)
@@ -233,7 +234,7 @@ class RunError(Detector):
         run:Run, # of a recipe that reconstructs
     ):
         if run.recipe.task!='reconstruct': raise ConfigError(f'{run.name} is not an autoencoder', found=f'task {run.recipe.task}', expected="'reconstruct', or a fitted detector", do='fit a detector to background')
-        self.learn,self.seed,self.reference_scores = run.learner(),run.config['seed'],None
+        self.run,self.learn,self.seed,self.reference_scores,self.source = run,run.learner(),run.config['seed'],None,dict(store=run.config['store']['digest'])
 
     def _score(self, store): return _reconstruct(self.learn, self.learn.dls.test_dl(store, bs=256))[1]['mse']
 
@@ -250,7 +251,7 @@ def scan(
     out:str|Path=None, # packed store to write: the jets, with columns `anomaly_NAME` and, if the detector is calibrated, `anomaly_NAME_p`; default: none
     picture:str|Path=None, # PNG of the most anomalous jets; default: beside `out`
     top:int=8, # jets in it
-): # pandas.DataFrame, a row a jet, the most anomalous first: score and p
+): # pandas.DataFrame, a row a jet, the most anomalous first: score, p (calibrated detectors), class (stores with labels, which take no part in the scores)
     "Score all jets of a store, keep the scores beside them, and draw the strangest"
     det = det if isinstance(det, Detector) else open_detector(det)
     store = store if isinstance(store, JetStore) else JetStore(store)
@@ -258,9 +259,27 @@ def scan(
     if det.reference_scores is not None: cols[f'anomaly_{det.name}_p'] = p_values(det, cols[f'anomaly_{det.name}'])
     if taken := sorted(set(cols) & set(store.columns)): warnings.warn(f'The store has a column {taken[0]} already; it is written anew')
     if out is not None: store._replace(columns={**store.columns, **cols}, path=None, mmap=False).save(out)
-    df = pd.DataFrame(dict(zip(('score','p'), cols.values()))).rename_axis('jet').sort_values('score', ascending=False, kind='stable')
+    df = pd.DataFrame(dict(zip(('score','p'), cols.values()))).rename_axis('jet')
+    y,signal = None if store.label_column is None else store.columns[store.label_column],None
+    if y is not None and np.isin(y, (0,1)).all():
+        df['class'] = np.array([*map(str, store.classes)])[y.astype(int)]
+        signal = str(store.classes[str(det.source.get('background'))!=str(store.classes[1])])
+    df = df.sort_values('score', ascending=False, kind='stable')
+    df.attrs = dict(signal=signal, kept_aside=0 if det.reference_scores is None else len(det.reference_scores), learnt_from=_learnt_from(det, store))
     if picture or out: _save_fig(show_strangest(store, df, top), picture or Path(str(out).removesuffix('.h5').removesuffix('.jets')+'.png'))
     return df
+
+def _learnt_from(det, store):
+    "How many of these very jets the detector was fitted to, as far as is known"
+    if 'store' not in det.source or det.source['store']!=fingerprint(store)['digest']: return 0
+    return det.source['n'] if 'n' in det.source else len(det.run.split(store).train)
+
+# %% ../nbs/06g_search.ipynb #f8649586
+def _p_text(p, n):
+    "A p-value for people: `= 0.02`, or `< 0.0013` where none of the `n` jets kept aside scores as high"
+    if not n or p > 1.000001/(n+1): return f'= {p:.2g}'
+    digits = 1-math.floor(math.log10(1/(n+1)))
+    return f'< {(math.floor(10**digits/(n+1))+1)/10**digits:.2g}'
 
 def show_strangest(
     store:JetStore, # that was scanned
@@ -278,7 +297,29 @@ def show_strangest(
         for ax,i,img in zip(row, ids, x):
             lit = np.where(img>0, img, np.nan)
             ax.imshow(lit, norm=LogNorm(max(np.nanmax(lit)*1e-3, 1e-12), np.nanmax(lit)) if (img>0).any() else None, origin='lower', extent=(-half,half,-half,half)); ax.set_facecolor('#f4f4f6')
-            ax.set_title(f'jet {i}\n{df.score[i]:.3g}'+(f', p={df.p[i]:.2g}' if 'p' in df else ''), fontsize=7); ax.tick_params(labelsize=6); ax.set(xlabel=name)
+            ax.set_title(f'{df["class"][i] if "class" in df else ""} jet {i}\n{df.score[i]:.3g}'.strip()+(f', p {_p_text(df.p[i], df.attrs.get("kept_aside"))}' if 'p' in df else ''), fontsize=7); ax.tick_params(labelsize=6); ax.set(xlabel=name)
         row[0].set_ylabel(side)
     fig.suptitle('most anomalous above, most ordinary below', fontsize=9)
     return fig
+
+# %% ../nbs/06g_search.ipynb #d12ae317
+def strangest(
+    df:pd.DataFrame, # from `scan`
+    top:int=8, # jets to show
+): # pandas.DataFrame
+    "The most anomalous jets as a table for people: a p-value at its floor reads `< 0.0013`"
+    t = df.head(top).copy()
+    if 'p' in t: t['p'] = [_p_text(p, df.attrs.get('kept_aside')).removeprefix('= ') for p in t.p]
+    return t
+
+def scan_notes(
+    df:pd.DataFrame, # from `scan`
+    top:int=8, # jets that were shown
+): # list of str
+    "What to know of a scan: what the labels say of it, if there are some, and whether the detector knew these jets"
+    n,notes,said = min(top, len(df)),[],df.attrs
+    if 'class' in df and n:
+        hit = df['class']==said.get('signal', df['class'].iloc[0])
+        notes.append(f'{hit.iloc[:n].sum()} of the {n} most anomalous jets are {said.get("signal", df["class"].iloc[0])} jets, {hit.iloc[:-(-len(df)//10)].mean():.0%} of the most anomalous tenth, {hit.mean():.0%} of all. Labels took no part in the scores.')
+    if said.get('learnt_from'): notes.append(f'The detector was fitted to {said["learnt_from"]:,} of these very jets; new ones of their kind would look stranger to it.')
+    return notes
