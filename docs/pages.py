@@ -43,6 +43,19 @@ def _pictures(text, book, out, up):
         return f'```{{figure}} {up}{name}\n:alt: {s.alt}\n\n{m[2]} From [{of}]({up}{book.pages[k]}.ipynb).\n```'
     return _pic.sub(_one, text)
 
+_res = re.compile(r'^```\{results\} (b\d)\ncolumns: (.*)\nrows: (.*)\n```$', re.M)
+
+def _results(text, up):
+    "`{results}` blocks -> some columns and rows of a table of RESULTS.md, and its command"
+    def _one(m):
+        part = re.split(r'^## ', (ROOT/'benchmarks'/'RESULTS.md').read_text(encoding='utf-8'), flags=re.M)
+        part, = (o for o in part if o.startswith(f'{m[1].upper()}:'))
+        head,_,*rows = [[c.strip() for c in l.strip('|').split('|')] for l in part.splitlines() if l.startswith('|')]
+        cols,there = [head.index(c) for c in m[2].split(', ')],{r[0].replace('`',''):r for r in rows}
+        line = lambda r: '| '+' | '.join(r[i] for i in cols)+' |'
+        return '\n'.join([line(head), '|---'*len(cols)+'|', *(line(there[k]) for k in m[3].split(' | '))]) + f'\n\n`{_command(m[1])}`: [all of them]({up}results/{m[1]}.md).'
+    return _res.sub(_one, text)
+
 def written(book, out):
     "Pages that people wrote"
     for f in sorted(PAGES.rglob('*.md')):
@@ -50,7 +63,7 @@ def written(book, out):
         up = '../'*(len(name.parts)-1)
         text = re.sub(r'\]\((?:\.\./)+benchmarks/(\w+\.\w+)', rf']({book.blob}benchmarks/\1', f.read_text(encoding='utf-8'))
         text = re.sub(r'\]\((?:\.\./)+([A-Z]\w+\.md)', rf']({book.blob}\1', text)
-        _put(out, name, _pictures(book.linked(text, up), book, out, up))
+        _put(out, name, _pictures(book.linked(_results(text, up), up), book, out, up))
 
 # --- the book's contents
 
@@ -167,7 +180,7 @@ methods compare, not what they reach on CMS data. Nothing on these pages is type
 
 ## Measured
 
-`make bench` writes them all, in some hours; each alone:
+`make bench` writes them all: B1 to B4 take minutes, those that train up to hours. Each alone:
 
 | | what | command |
 |---|---|---|
