@@ -566,7 +566,9 @@ def plot_curve(
             spread = np.abs(d[[f'{k}_lo',f'{k}_hi']].T.to_numpy()-d[k].to_numpy()) if f'{k}_lo' in d else None
             ax.errorbar(d[k], d.bytes, 2*d.bytes_err, spread, fmt=mark, c=col if main else 'lightgrey', ms=4 if main else 2, lw=lw if main else .7, zorder=3 if main else 1, label=code if main and ax is axs[0] else None)
         for n,c,m,p in AUTHOR_R6 if author and k!='pixel' else ():
-            if c==cls: ax.plot((m,p)[k=='pt'], 4*n, '*', c='k', ms=9); ax.annotate(f"R6's author, {n}", ((m,p)[k=='pt'], 4*n), fontsize=7, xytext=(5,3), textcoords='offset points')
+            if c!=cls: continue
+            ax.plot((m,p)[k=='pt'], 4*n, '*', c='k', ms=9, label='author of the reference\nautoencoder R6 (his data)' if ax is axs[0] and n==AUTHOR_R6[0][0] else None)
+            ax.annotate(f'{n} numbers', ((m,p)[k=='pt'], 4*n), fontsize=7, xytext=(5,3), textcoords='offset points')
         ax.set(xscale='log', yscale='log', xlabel=dict(mass=r'$2\sigma$ of the mass residual, %', pt=r'$2\sigma$ of the $p_T$ residual, %', pixel='pixel error, % of the summed pT')[k])
     axs[0].set_ylabel(f'bytes a {cls} jet'.replace('  ',' ')); fig.legend(*axs[0].get_legend_handles_labels(), fontsize=7, loc='outside right')
     return fig
