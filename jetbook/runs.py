@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RECIPE_MODULES', 'RESERVED', 'SCHEDULES', 'Recipe', 'recipe', 'toy_learner', 'get_recipe', 'recipes', 'save_bundle',
            'load_bundle', 'fit_weights', 'find_lr', 'Checkpoint', 'fingerprint', 'keep_memory', 'Run', 'score', 'AUC',
-           'train', 'plot_losses', 'evaluate', 'compare', 'compare_plot']
+           'train', 'plot_losses', 'evaluate', 'predict', 'compare', 'compare_plot']
 
 # %% ../nbs/01a_runs.ipynb #b663ca68
-import importlib,importlib.util,inspect,json,math,os,platform,random,shutil,sys,time,types,typing,warnings
+import difflib,importlib,importlib.util,inspect,json,math,os,platform,random,shutil,sys,time,types,typing,warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime,timezone
@@ -25,9 +25,10 @@ from fastai.torch_core import find_bs,set_seed
 from safetensors.torch import load_file,save
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from tqdm.auto import tqdm
 import fastai,fastai.callback.progress
 from . import __version__
-from .data import ConfigError,DataError,JetStore,atomic_path,toy_jets
+from .data import LAYOUTS,ConfigError,DataError,JetStore,atomic_path,toy_jets
 from .loaders import Split,jet_dls,split
 from .losses import image_pt_mass
 from .metrics import ReconstructionMeter,classification_metrics
@@ -76,6 +77,11 @@ def _check_value(name, k, v, kinds):
         want = 'a plain value' if kinds is None else ' or '.join(o.__name__ if isinstance(o,type) else repr(o) for o in kinds)
         raise ConfigError(f'Setting {k} of {name} cannot be that', found=repr(v)[:80], expected=want)
 
+def _near(names, known):
+    "The names that are not known, each with the known one it is most like"
+    def _one(n): m = difflib.get_close_matches(str(n), list(known), 1, .5); return f'{n} (did you mean {m[0]}?)' if m else str(n)
+    return ', '.join(map(_one, names))
+
 # %% ../nbs/01a_runs.ipynb #bf9ce830
 @patch
 def check(self:Recipe,
@@ -83,7 +89,7 @@ def check(self:Recipe,
 ): # dict of all settings
     "Fill in the defaults; refuse settings that don't exist or have no sense"
     if unknown := sorted(set(settings)-set(self.params)):
-        raise ConfigError(f'{self.name} has no such setting', found=', '.join(map(str,unknown)), expected=', '.join(self.params))
+        raise ConfigError(f'{self.name} has no such setting', found=_near(unknown, [*self.params,*RESERVED]), expected=', '.join(self.params))
     for k,v in settings.items(): _check_value(self.name, k, v, _kinds(self.params[k]))
     return {k:list(v) if isinstance(v,tuple) else v for k,v in {**self.defaults, **settings}.items()}
 
@@ -150,7 +156,7 @@ def get_recipe(
 ): # Recipe
     "Look a recipe up; the modules of jetbook that hold recipes are imported when first needed"
     if name not in _recipes: _import_recipes()
-    if name not in _recipes: raise ConfigError('No such recipe', found=name, expected=', '.join(sorted(_recipes)))
+    if name not in _recipes: raise ConfigError('No such recipe', found=_near([name], _recipes), expected=', '.join(sorted(_recipes)))
     return _recipes[name]
 
 def _import_recipes():
@@ -190,7 +196,6 @@ def _read_json(path, limit=2**24):
     if not isinstance(d, dict): raise DataError(f'{path.name} holds no settings', found=type(d).__name__, expected='an object')
     return d
 
-# %% ../nbs/01a_runs.ipynb #02466fb3
 def _save_tensors(path, tensors, metadata=None):
     "Tensors by name, each in memory of its own, so that tied weights are fine"
     tensors = {k:v.detach().cpu().contiguous().clone() for k,v in tensors.items()}
@@ -566,8 +571,8 @@ def train(
     if old := (out/'config.json').exists():
         if not resume: raise ConfigError(f'{out.name} already holds a run', do='choose another folder, or resume=True')
         old = Run(out).config
-        _same(old, config, lr_max=='find')
-        if Run(out).complete: return Run(out)
+        _same(old, config, lr_max=='find', out)
+        if Run(out).complete: return _already(Run(out), progress)
     learn = _seeded(r, store, sp, settings, seed)
     if not old and lr_max=='find': config['lr_max'] = find_lr(learn)
     if not old: _write_json(out/'config.json', config)
@@ -598,11 +603,15 @@ def _fit(learn, run, progress, cbs):
 def _finish(learn, run, rows):
     "Pictures, figures, and last the weights, which make the run complete"
     _save_plots(learn, run, rows)
-    _write_json(run.path/'metrics.json', dict(fit=dict(parameters=sum(p.numel() for p in learn.model.parameters()), device=str(next(learn.model.parameters()).device),
+    _write_json(run.path/'metrics.json', dict({k:v for k,v in run.metrics.items() if k=='test_reads'}, fit=dict(parameters=sum(p.numel() for p in learn.model.parameters()), device=str(next(learn.model.parameters()).device),
         seconds=round(sum(r['seconds'] for r in rows), 1), **{k:v for k,v in rows[-1].items() if k not in ('seconds','lr','smooth_loss')})))
     _save_tensors(run.path/'model.safetensors', _weights(learn))
     shutil.rmtree(run.path/'checkpoint', ignore_errors=True)
     for f in run.path.glob('.*.tmp'): f.unlink(missing_ok=True)                     # of processes that were killed
+    return run
+
+def _already(run, progress):
+    if progress: print(f'{run.name} is already trained: {len(run.history)} epochs')
     return run
 
 # %% ../nbs/01a_runs.ipynb #ff1feec2
@@ -611,12 +620,21 @@ def _config(r, store, settings, sp, **kwargs):
     return dict(format='jetbook-run', version=1, recipe=r.name, task=r.task, reference=r.reference, settings=settings, **kwargs,
                 split=sp.to_dict(), store=fingerprint(store), versions=versions)
 
-def _same(old, new, found_lr):
+def _asked(c):
+    "What a training was asked for, by the names of `train`'s arguments"
+    split,store,settings = (v if isinstance(v := c.get(k), dict) else {} for k in ('split','store','settings'))
+    return {**{k:c.get(k) for k in ('recipe','seed','epochs','lr_max','schedule')}, **settings, **{k:split.get(k) for k in ('valid','test','n_train')}, 'split_seed':split.get('seed'),
+            'store':f'{store.get("n")} jets, {str(store.get("digest"))[:8]}, {store.get("source")}', 'split':str(split.get('digest'))[:8]}
+
+def _same(old, new, found_lr, out):
     "Complain if a run folder holds another run"
     keys = [k for k in ('recipe','settings','seed','epochs','lr_max','schedule','split','store') if not (k=='lr_max' and found_lr and old.get('lr_found'))]
-    short = lambda v: v.get('digest',v) if isinstance(v, dict) else v
-    if diff := [k for k in keys if _json(old.get(k))!=_json(new[k])]:
-        raise ConfigError('The folder holds another run', found='; '.join(f'{k}: {short(old.get(k))}'[:80] for k in diff), expected='; '.join(f'{k}: {short(new[k])}'[:80] for k in diff), do='choose another folder')
+    if not any(_json(old.get(k))!=_json(new[k]) for k in keys): return
+    was,now = _json(_asked(old)),_json(_asked(new))
+    diff = [k for k in {**now, **was} if was.get(k)!=now.get(k) and not (k=='lr_max' and k not in keys)]
+    diff = [k for k in diff if k=='recipe'] or [k for k in diff if k!='split'] or diff  # what says most
+    def _list(d): return '; '.join(f'{k}={d.get(k)}'[:100] for k in diff)
+    raise ConfigError('The folder holds another run', found=_list(was), expected=_list(now), do=f'choose another folder (-o on the command line), or delete {out} to train anew')
 
 def _save_fig(fig, path):
     import matplotlib.pyplot as plt
@@ -655,11 +673,12 @@ def _runs(runs):
     return [r if isinstance(r, Run) else Run(r) for r in runs]
 
 # %% ../nbs/01a_runs.ipynb #1d4ebf77
-def _classify(learn, dl):
+def _class_scores(learn, dl):
     "Scores (probability of class 1) and labels of the jets in `dl`"
     with _quietly(learn): out,y = learn.get_preds(dl=dl, act=lambda o: o)
-    s,y = score(out).numpy(),y.numpy()
-    return classification_metrics(y, s), dict(y=y, score=s)
+    return score(out).numpy(),y.numpy()
+
+def _classify(learn, dl): s,y = _class_scores(learn, dl); return classification_metrics(y, s), dict(y=y, score=s)
 
 @torch.no_grad()
 def _reconstruct(learn, dl):
@@ -681,6 +700,23 @@ def _before_after(before, after, cell):
     if cell is None: return {}
     return {f'{k}_{when}':v for when,x in (('in',before),('out',after)) for k,v in zip(('pt','mass'), image_pt_mass(x, cell))}
 
+# %% ../nbs/01a_runs.ipynb #bdf680a4
+def _fitting(run, store, learn):
+    "`store` as the run's loaders take it, or what does not fit"
+    d,names = run.config['store'],run.config['settings'].get('channels')
+    store = store.select(channels=names if isinstance(names, (list,str)) else d['channels'])
+    def _want(what, found, expected, do):
+        if found!=expected: raise DataError(f'{what} than those {run.name} was trained on', found=found, expected=expected, do=do)
+    _want('Jets of another size', f'{store.height}x{store.width} pixels', f'{d["height"]}x{d["width"]} pixels', 'score jets of the same detector')
+    _want('Pixels of another width in eta and phi', store.cell, LAYOUTS[d['layout']].cell, f"pack these jets with layout='{d['layout']}'")
+    spec = getattr(learn.dls.train, 'spec', None)
+    if spec is None: return store
+    if spec.nodes=='native': _want('Another granularity', store.upsample, {k:d['upsample'][k] for k in store.channels}, 'pack both files with the same `towers`')
+    for names in (('pt','jet_pt'),('m0','jet_mass')): # graphs carry them: without, a network would be told zeros
+        if set(names)&set(d['columns']): _want('Fewer columns', next((k for k in store.columns if k in names), 'none'), next(k for k in d['columns'] if k in names), 'give the store this column')
+        else: store = store._replace(columns={k:v for k,v in store.columns.items() if k not in names})
+    return store
+
 # %% ../nbs/01a_runs.ipynb #41315983
 def evaluate(
     run:Run, # a finished run, or its folder
@@ -694,12 +730,13 @@ def evaluate(
     idx = _part(run, store, part)
     f = run.recipe.evaluate or dict(classify=_classify, reconstruct=_reconstruct).get(run.recipe.task)
     if f is None: raise ConfigError(f'No evaluation for the task {run.recipe.task}', do='give the recipe an `evaluate`')
+    if run.recipe.task=='classify' and store.label_column is None:
+        raise DataError('The store has no labels to hold scores against', found=', '.join(store.columns) or 'no columns', expected='y or signal', do='predict(run, store) needs none (jetbook predict RUN STORE -o scores.csv)')
     learn = run.learner()
-    dl = learn.dls.test_dl(store, idx=idx, bs=bs)
+    dl = learn.dls.test_dl(_fitting(run, store, learn), idx=idx, bs=bs)
     res,arrays = f(learn, dl)
     _save_tensors(run.path/f'scores-{part}.safetensors', {k:torch.as_tensor(v) for k,v in dict(arrays, jet=idx).items()})
-    m = run.metrics
-    if part=='test': _count_reading(m, run)
+    m = _count_reading(run) if part=='test' else run.metrics
     _write_json(run.path/'metrics.json', {**m, part:{**res, 'source':store.source}})
     return res
 
@@ -710,10 +747,51 @@ def _part(run, store, part):
     if fingerprint(store)['digest']==run.config['store']['digest']: raise DataError(f'{run.name} was trained on jets of this store', do="part='test', or another store")
     return np.arange(len(store))
 
-def _count_reading(m, run):
+def _count_reading(run):
+    "The run's metrics with this reading of the test part among them, unless these very weights have read it before"
+    m,model = run.metrics,hashlib.sha256((run.path/'model.safetensors').read_bytes()).hexdigest()[:16]
     reads = m.setdefault('test_reads', [])
-    reads.append(dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds')))
-    if len(reads) > 1: warnings.warn(f'{run.name}: this is reading {len(reads)} of the test part; it was to be read once. Choose models with part="valid".')
+    if any(r.get('model', model)==model for r in reads): return m
+    reads.append(dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), model=model))
+    if len(reads) > 1: warnings.warn(f"{run.name}: this is reading {len(reads)} of the test part, with other weights; it was to be read once. Choose models with part='valid'.")
+    return m
+
+# %% ../nbs/01a_runs.ipynb #ee2b1354
+def predict(
+    run:Run, # a finished run, or its folder
+    store:JetStore, # jets to score, or the path of a packed store; labels are not looked at
+    idx=None, # numbers of the jets (N,), a slice or a mask; default: all
+    bs:int=256, # jets a batch
+    progress:bool=False, # show a bar
+): # float32 (N,): probability of class 1, mean squared error of an autoencoder, or the first array of the recipe's own `evaluate`
+    "Score jets, with or without labels"
+    run, = _runs([run])
+    store = store if isinstance(store, JetStore) else JetStore(store)
+    idx,f = store._index(idx),_per_jet(run.recipe)
+    learn,own = run.learner(),store
+    store,dl,res = _fitting(run, store, learn),None,[np.empty(0, np.float32)]
+    _own_jets(run, own, idx)
+    if store.label_column is None: store = store._replace(columns={**store.columns, 'y':np.zeros(len(store), np.uint8)}) # loaders of classifiers want some
+    step = 16*bs if run.recipe.task in ('classify','reconstruct') else max(len(idx), 1)
+    with tqdm(total=len(idx), desc='predict', unit='jets', disable=not progress) as bar:
+        for i in (idx[lo:lo+step] for lo in range(0, len(idx), step)):
+            dl = learn.dls.test_dl(store, idx=i, bs=bs) if dl is None else dl.new(i)
+            res.append(f(learn, dl)); bar.update(len(i))
+    return np.concatenate(res)
+
+def _per_jet(r):
+    "What gives a number for each jet of a loader, for the recipe `r`"
+    if r.task=='classify' and r.evaluate is None: return lambda learn,dl: _class_scores(learn, dl)[0]
+    if r.task=='reconstruct': return lambda learn,dl: _reconstruct(learn, dl)[1]['mse']
+    if r.evaluate is None: raise ConfigError(f'No score for the task {r.task}', do='give the recipe an `evaluate`')
+    return lambda learn,dl: next(iter(r.evaluate(learn, dl)[1].values()))
+
+def _own_jets(run, store, idx):
+    "Say so where a run scores jets it was trained on, and count it where it scores its test part"
+    if fingerprint(store)['digest']!=run.config['store']['digest']: return
+    sp = run.split(store)
+    if n := int(np.isin(idx, sp.train).sum()): warnings.warn(f'{run.name} was trained on {n:,} of these {len(idx):,} jets: it knows their labels')
+    if np.isin(idx, sp.test).any(): _write_json(run.path/'metrics.json', _count_reading(run))
 
 # %% ../nbs/01a_runs.ipynb #942e9d92
 def compare(
