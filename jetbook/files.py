@@ -165,6 +165,7 @@ def h5_source(
     layout:str, # a key of `LAYOUTS`
     channels=None, # names, when the file has other channels than the layout
     image:str=None, # key of the images, when it is not the layout's
+    need:bool=True, # must the layout's columns be there, save the label?
 ): # Source
     "Jets in an HDF5 file, read by range; contiguous images straight from the file, at the speed of memory once it is cached"
     key,path = image or LAYOUTS[layout].image or 'X_jets',Path(path)
@@ -174,8 +175,8 @@ def h5_source(
         turn,shape = _channels_last(ds.shape[1:], channels or LAYOUTS[layout].channels, key)
         n,cols,step = len(ds),_h5_columns(f, len(ds), key),ds.chunks and ds.chunks[0]
         for k in LAYOUTS[layout].columns:
-            if k not in f: raise DataError(f'No {k} in {path.name}', found=', '.join(f), expected=', '.join(LAYOUTS[layout].columns), do="pass layout='array' to go without" )
-            if k not in cols: h5_dataset(f, k); raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
+            if k not in f and need and k!=LAYOUTS[layout].label: raise DataError(f'No {k} in {path.name}', found=', '.join(f), expected=', '.join(LAYOUTS[layout].columns), do=f"pass layout='{layout}' to go without")
+            if k in f and k not in cols: h5_dataset(f, k); raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
         jet = math.prod(shape)*ds.dtype.itemsize
         if step and step*jet > MAX_CHUNK:
             raise DataError(f'{key} has chunks of too many jets', found=f'{step:,} jets', expected=f'at most {MAX_CHUNK:,} bytes to read one jet', do='rewrite the file with smaller chunks (h5repack)')
@@ -344,7 +345,7 @@ def recognise(
         if h5_attr(f,'format')=='jetbook': return 'jetbook'
         def _nd(k): return getattr(f[k],'ndim',0) if isinstance(f.get(k, getlink=True), h5py.HardLink) else 0
         if 'X_jets' in f: return 'cms'
-        if 'image' in f and 'signal' in f and _nd('image')==3: return 'lagan'
+        if 'image' in f and ('signal' in f or 'jet_pt' in f) and _nd('image')==3: return 'lagan'
         if 'X' in f and 'y' in f and _nd('X')==4: return 'egamma'
         raise DataError(f'{path.name} has no layout jetbook knows', found=', '.join(f) or 'no keys', expected="X_jets, m0, pt, y (CMS); image, signal, … (LAGAN); X, y (electron/photon)",
                         do='name the layout, or load the images and pack the array')
@@ -354,11 +355,12 @@ def open_source(
     source, # a path, a list of paths, a folder, or an array (N, H, W[, C])
     layout:str=None, # 'cms', 'lagan', 'egamma', 'parquet' or 'array'; default: recognised
     channels=None, # channel names, when they are not the layout's
+    label:str=None, # column that holds the class, 0 or 1, when it is not the layout's
     **kwargs, # for arrays: `columns`, `name`
 ): # Source
     "Whatever `pack` can read, as a `Source`"
     if isinstance(source, Source): return source
-    if hasattr(source,'__array__'): return array_source(source, channels=channels, layout=layout or 'array', **kwargs)
+    if hasattr(source,'__array__'): return _labelled(array_source(source, channels=channels, layout=layout or 'array', **kwargs), label)
     paths = [source] if isinstance(source,(str,Path)) else list(source)
     paths = [q for p in map(Path,paths) for q in (sorted(o for o in p.iterdir() if o.suffix in ('.h5','.hdf5','.parquet','.pq')) if p.is_dir() else [p])]
     if not paths: raise DataError('No files to read', found=source, expected='*.h5, *.hdf5 or *.parquet')
@@ -368,8 +370,18 @@ def open_source(
         lay = layout or recognise(p)
         if lay=='jetbook': raise DataError(f'{p.name} is packed already', found='a jetbook store', do='open it with JetStore(path)')
         if lay!='parquet' and lay not in LAYOUTS: raise ConfigError('No such layout', found=lay, expected=', '.join([*LAYOUTS,'parquet']))
-        return parquet_source(p, channels) if lay=='parquet' else h5_source(p, lay, channels)
+        return _labelled(parquet_source(p, channels) if lay=='parquet' else h5_source(p, lay, channels, need=layout is None), label)
     return _one(paths[0]) if len(paths)==1 else join_sources([_one(p) for p in paths])
+
+def _labelled(src, name):
+    "`src`, its column `name` turned into the label of its layout"
+    key = LAYOUTS[src.layout].label
+    if name in (None,key): return src
+    if name not in src.columns: raise DataError(f'No label {name} in {src.name}', found=', '.join(src.columns) or 'no columns', expected='one number a jet, 0 or 1')
+    if key in src.columns: raise DataError(f'{src.name} has two labels', found=f'{key}, {name}', do='leave `label` out to take the first')
+    _check_columns({key:src.columns[name]}, src.n)
+    src.columns = {key:src.columns[name].astype(np.uint8), **{k:v for k,v in src.columns.items() if k!=name}}
+    return src
 
 # %% ../nbs/00e_files.ipynb #56a3f304
 def check_labels(
@@ -494,13 +506,14 @@ def pack(
     value_dtype:str='float32', # 'float16' halves the values' bytes and rounds them
     overwrite:bool=False, # replace `dest` if it is there
     progress:bool=True, # show a bar and what was decided
+    label:str=None, # column that holds the class, 0 or 1, when it is not the layout's
     **kwargs, # for arrays: `columns`, `name`
 ): # JetStore
     "Pack jet images into a `JetStore` file, losslessly, in bounded memory; run again after a kill, it goes on where it was"
     dest = Path(dest)
     if negative not in (None,'raise','zero','keep'): raise ConfigError("No such choice for negative pixels", found=negative, expected="'raise', 'zero' or 'keep'")
     if dest.exists() and not overwrite: raise DataError(f'{dest.name} is there already', found=str(dest), do='pass overwrite=True, or another name')
-    src = open_source(source, layout, channels, **kwargs)
+    src = open_source(source, layout, channels, label, **kwargs)
     key = hashlib.sha256(json.dumps([src.fingerprint(), towers, negative]).encode()).hexdigest() if src.files else os.urandom(8).hex()
     part = dest.with_name(dest.name+'.part')
     try:
@@ -579,6 +592,7 @@ def _assemble(src, spool, dest, value_dtype):
 def _report(store, spool, src):
     for k,u in store.upsample.items(): print(f'{k}: {"towers, %dx%d pixels each" % (u,u) if u>1 else "pixels"}')
     if spool.state['rounded']: print(f'{spool.state["rounded"]:,} numbers of the source do not fit float32 and were rounded')
+    if store.label_column is None and src.layout!='array': print(f'no {LAYOUTS[src.layout].label}: packed without labels')
     print(store)
 
 # %% ../nbs/00e_files.ipynb #efb70759
