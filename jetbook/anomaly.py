@@ -15,7 +15,7 @@ from . import __version__
 from .data import ConfigError, DataError, JetStore
 from .metrics import background_rejection, bootstrap_auc
 from .observables import observables
-from .runs import Run, fingerprint, get_recipe, load_bundle, save_bundle, train, _check_value, _json, _kinds
+from .runs import Run, fingerprint, get_recipe, load_bundle, save_bundle, train, _check_value, _json, _kinds, _near
 
 # %% ../nbs/06_anomaly.ipynb #8f9da3a8
 def towers(
@@ -137,9 +137,9 @@ def get_detector(
 ): # Detector, not fitted
     "A detector by name; modules of jetbook that hold detectors are imported when first needed"
     if name not in _detectors: _import_detectors()
-    if name not in _detectors: raise ConfigError('No such detector', found=name, expected=', '.join(sorted(_detectors)))
+    if name not in _detectors: raise ConfigError('No such detector', found=_near([name], _detectors), expected=', '.join(sorted(_detectors)))
     known = _settings(_detectors[name])
-    if bad := sorted(set(settings)-set(known)): raise ConfigError(f'{name} has no such setting', found=', '.join(map(str,bad)), expected=', '.join(known) or 'none')
+    if bad := sorted(set(settings)-set(known)): raise ConfigError(f'{name} has no such setting', found=_near(bad, known), expected=', '.join(known) or 'none')
     for k,v in settings.items(): _check_value(name, k, v, _kinds(known[k]))
     return _detectors[name](**settings)
 
