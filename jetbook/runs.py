@@ -790,7 +790,7 @@ def _own_jets(run, store, idx):
     "Say so where a run scores jets it was trained on, and count it where it scores its test part"
     if fingerprint(store)['digest']!=run.config['store']['digest']: return
     sp = run.split(store)
-    if n := int(np.isin(idx, sp.train).sum()): warnings.warn(f'{run.name} was trained on {n:,} of these {len(idx):,} jets: it knows their labels')
+    if n := int(np.isin(idx, sp.train).sum()): warnings.warn(f'{run.name} was trained on {n:,} of these {len(idx):,} jets: it does better on those than on new ones')
     if np.isin(idx, sp.test).any(): _write_json(run.path/'metrics.json', _count_reading(run))
 
 # %% ../nbs/01a_runs.ipynb #942e9d92
