@@ -6,7 +6,7 @@
 __all__ = ['VERBS', 'arg', 'verb', 'parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ca7838f3
-import argparse,contextlib,json,math,os,sys,warnings
+import argparse,contextlib,json,math,os,re,sys,warnings
 from pathlib import Path
 from . import __version__
 
@@ -55,7 +55,7 @@ def parser(): # argparse.ArgumentParser
     raw = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     p = argparse.ArgumentParser('jetbook', usage='jetbook [-h] [--version] VERB ...', description=_overview(), epilog=_EPILOG, **raw)
     p.add_argument('--version', action='version', version=f'jetbook {__version__}')
-    sub = p.add_subparsers(prog='jetbook', dest='verb', metavar='VERB', required=True, help=argparse.SUPPRESS)
+    sub = p.add_subparsers(prog='jetbook', dest='verb', metavar='VERB', help=argparse.SUPPRESS)
     for k,v in VERBS.items():
         q = sub.add_parser(k, description=_doc(v)+'.', epilog='example:\n'+v['example'] if v['example'] else None, **raw)
         for names,kwargs in v['args']: q.add_argument(*names, **kwargs)
@@ -67,18 +67,26 @@ def parser(): # argparse.ArgumentParser
 # %% ../nbs/10_cli.ipynb #19a28d28
 def _say(*lines): print('jetbook:', '\n  '.join(map(str,lines)), file=sys.stderr, flush=True)
 
-def _explain(e):
+def _as_options(text, verb):
+    "Settings in a message as options, where the verb has them"
+    names = {n for ns,_ in VERBS.get(verb, {}).get('args', ()) for n in ns}
+    def _option(m):
+        o,v = '--'+m[1].replace('_','-'),m[2].strip('"\'')
+        return m[0] if o not in names or v=='None' else o if v=='True' else f'{o} {v}'
+    return re.sub(r"""\b([a-z_]+)=('[^']*'|"[^"]*"|[\w.+-]*\w)""", _option, str(text))
+
+def _explain(e, verb=None):
     "An error as lines: what, found, expected, do"
     parts = [(k.capitalize(),getattr(e,k,None)) for k in ('found','expected','do')]
-    return [e.what, *(f'{k}: {v}' for k,v in parts if v is not None)] if hasattr(e,'what') else [str(e) or type(e).__name__]
+    return [e.what, *(f'{k}: {_as_options(v, verb)}' for k,v in parts if v is not None)] if hasattr(e,'what') else [str(e) or type(e).__name__]
 
 @contextlib.contextmanager
-def _plain_warnings():
+def _plain_warnings(verb=None):
     "Warnings as one line each, jetbook's own only"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('default', category=UserWarning, module='jetbook')
-        warnings.showwarning = lambda message, *args, **kwargs: _say(f'warning: {message}')
+        warnings.showwarning = lambda message, *args, **kwargs: _say(f'warning: {_as_options(message, verb)}')
         yield
 
 # %% ../nbs/10_cli.ipynb #504f215f
@@ -86,11 +94,13 @@ def main(
     argv:list=None, # arguments; default: those of the process
 ): # int, the exit status
     "Run a command line"
-    a = parser().parse_args(argv)
+    p = parser()
+    a = p.parse_args(argv)
+    if a.verb is None: p.print_help(sys.stderr); return 2
     os.environ.setdefault('MPLBACKEND', 'agg')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait must not spin: on a busy machine that costs most of the time
     try:
-        with _plain_warnings(): a.func(a)
+        with _plain_warnings(a.verb): a.func(a)
         sys.stdout.flush()
     except KeyboardInterrupt: _say('interrupted'); return 130
     except BrokenPipeError: # `jetbook info f | head`: nobody reads on
@@ -98,12 +108,15 @@ def main(
     except Exception as e:
         from jetbook.data import JetbookError
         if a.debug or not isinstance(e, (JetbookError,OSError)): raise
-        _say(*_explain(e)); return 1
+        _say(*_explain(e, a.verb)); return 1
     return 0
 
 # %% ../nbs/10_cli.ipynb #1bef9912
 _JSON = arg('--json', action='store_true', help='print JSON')
 _STORE = arg('-o', '--output', required=True, metavar='STORE', help='the store to write, *.jets.h5')
+_SOURCE = [arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
+    arg('--channels', metavar='A,B,…', help="channel names, if they aren't the layout's"),
+    arg('--label', metavar='NAME', help="column that holds the class, 0 or 1, if it isn't the layout's")]
 _OVERWRITE = arg('--overwrite', action='store_true', help='replace what is there under that name')
 
 def _plain(o):
@@ -138,6 +151,8 @@ def _fresh(a):
     if Path(a.output).exists() and not a.overwrite: raise DataError(f'{a.output} is there already', do='pass --overwrite, or another name')
     return a.output
 
+def _names(text): return text.split(',') if text else None
+
 def _size(path): n = os.path.getsize(path); return f'{n/1e6:,.1f} MB' if n >= 1e5 else f'{n/1e3:,.1f} kB'
 
 # %% ../nbs/10_cli.ipynb #64a9a7ce
@@ -163,12 +178,13 @@ def _info(a):
 @verb('look into files',
     arg('store', metavar='STORE', help='a packed store'),
     arg('source', metavar='SOURCE', nargs='*', help='what it was packed from'),
+    *_SOURCE,
     _JSON,
     example='  jetbook verify jets.jets.h5 jets.hdf5')
 def _verify(a):
     "Check a store, and that its jets are bit for bit those of the source"
     from jetbook.files import verify
-    r = verify(a.store, a.source or None, progress=not a.quiet)
+    r = verify(a.store, a.source or None, progress=not a.quiet, layout=a.layout, channels=_names(a.channels), label=a.label)
     if a.json: return _print_json(r)
     print(f'{a.store}: {r["jets"]:,} jets, sound' + (f'; all of them, and their columns, are bit for bit those of {", ".join(a.source)}' if r['identical'] else '; name the source to compare the jets'))
 
@@ -176,8 +192,7 @@ def _verify(a):
 @verb('make stores',
     arg('source', metavar='SOURCE', nargs='+', help='HDF5 or parquet files, or a folder of them; several become one store'),
     _STORE,
-    arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
-    arg('--channels', metavar='A,B,…', help="channel names, if they aren't the layout's"),
+    *_SOURCE,
     arg('--towers', type=int, default=5, metavar='N', help='look for towers of N x N pixels (default: 5; 1: none)'),
     arg('--negative', choices=('raise','zero','keep'), help='negative pixels; default: raise, but keep in signed channels'),
     arg('--float16', action='store_true', help='half the bytes a value, rounded'),
@@ -187,10 +202,8 @@ def _pack(a):
     "Pack dense jet images into a store, without loss"
     from jetbook.files import pack
     _fresh(a)
-    s = pack(a.source, a.output, a.layout, _names(a.channels), a.towers, a.negative, 'float16' if a.float16 else 'float32', a.overwrite, progress=not a.quiet)
+    s = pack(a.source, a.output, a.layout, _names(a.channels), a.towers, a.negative, 'float16' if a.float16 else 'float32', a.overwrite, progress=not a.quiet, label=a.label)
     print(f'{s.path}: {len(s):,} jets, {_size(s.path)}')
-
-def _names(text): return text.split(',') if text else None
 
 # %% ../nbs/10_cli.ipynb #386b848a
 @verb('make stores',
@@ -250,6 +263,7 @@ def _catalogue(a, what, get, table, columns):
     if a.name: get(a.name)
     t = table() if a.name is None else table().loc[[a.name]]
     if a.json: return _print_json(t)
+    t = t.assign(reference=t.reference.str.replace(r'(?<![\w.:])(\d{4}\.\d{4,5})', r'arXiv:\1', regex=True))
     if a.name is None: return _table(t[columns], what)
     _facts(**{what:a.name}, **t.loc[a.name].to_dict())
 
@@ -275,9 +289,11 @@ def _train(a):
     "Train a recipe on jets; the run folder holds all about it"
     from jetbook.demo import training_bar
     from jetbook.runs import get_recipe,train
+    old = (Path(a.output)/'model.safetensors').exists()
     settings = {**({'channels':_names(a.channels)} if a.channels else {}), **get_recipe(a.recipe).parse(a.set)}
     r = train(a.recipe, _open(a.data), a.output, a.epochs, a.lr, a.schedule, a.seed, a.split_seed, a.valid, a.test, a.n_train,
               progress=False, cbs=() if a.quiet else [training_bar(f'train {a.recipe}')], **settings)
+    if old: return print(f'{r.path} is already trained: {len(r.history)} epochs')
     _table(r.history.set_index('epoch'))
     print(f'\n{r.path}: {len(r.history)} epochs')
 
@@ -304,6 +320,33 @@ def _trained_on(run):
         if fingerprint(s := sample(name))['digest']==run.config['store']['digest']: return s
     raise ConfigError(f'{run.name} was trained on jets that do not come with jetbook', found=run.config['store']['source'], do='name the store')
 
+# %% ../nbs/10_cli.ipynb #fd4a42b3
+@verb('train and score',
+    arg('run', metavar='RUN', help='a finished run'),
+    arg('store', metavar='STORE', help='jets with or without labels: a packed store, or sample:NAME'),
+    arg('-o', '--output', required=True, metavar='CSV', help='the table to write, a row a jet: jet, score, and the label if there is one'),
+    _OVERWRITE, _JSON,
+    example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv')
+def _predict(a):
+    "Score jets that need no labels, and write a table of the scores"
+    import pandas as pd
+    from jetbook.data import atomic_path
+    from jetbook.runs import Run,predict
+    store,run = _open(a.store),Run(a.run)
+    _fresh(a)
+    t = pd.DataFrame(dict(score=predict(run, store, progress=not a.quiet), **{k:store.columns[k] for k in [store.label_column] if k}))
+    with atomic_path(a.output) as part: t.to_csv(part, index_label='jet')
+    what = _score_of(run)
+    if a.json: return _print_json(dict(output=a.output, jets=len(t), score=what))
+    print(f'{a.output}: {len(t):,} jets, {_size(a.output)}; score: {what}')
+
+def _score_of(run):
+    "What the numbers of `predict` are"
+    from jetbook.data import LAYOUTS
+    r = run.recipe
+    if r.task=='classify' and r.evaluate is None: return f'probability of {LAYOUTS[run.config["store"]["layout"]].classes[1]}'
+    return 'mean squared error' if r.task=='reconstruct' else f'as {r.name} has it'
+
 # %% ../nbs/10_cli.ipynb #df6ab3dd
 def _contest(a):
     "Train classifiers with several seeds, and put them beside single observables and boosted trees"
@@ -317,13 +360,18 @@ def _contest(a):
     scores = {**tagger_scores(runs, a.part), **baselines(store, runs[0].split(store), a.part, range(a.seeds))}
     t = tagger_table(scores)
     if a.plot: _save(plot_roc(scores).figure, a.plot)
-    if a.json: _print_json(t)
-    else: _table(t)
+    _shown(t, a, 'ROC curves')
 
 def _save(fig, path):
     import matplotlib.pyplot as plt
     fig.savefig(path, dpi=150, bbox_inches='tight')
     plt.close(fig)
+
+def _shown(t, a, what):
+    "A table, and where its picture is"
+    if a.json: return _print_json(t)
+    _table(t)
+    if a.plot: print(f'\n{a.plot}: {what}')
 
 # %% ../nbs/10_cli.ipynb #f41d6a48
 @verb('train and score',
@@ -344,9 +392,9 @@ def _compare(a):
     if a.recipes or a.output: return _contest(a)
     from jetbook.runs import compare,compare_plot
     t = compare(*a.runs, part=a.part)
-    if a.plot: _save(compare_plot(*a.runs, part=a.part).figure, a.plot)
-    if a.json: _print_json(t)
-    else: _table(t.T if len(t.columns) > 2*len(t) else t)
+    ax = compare_plot(*a.runs, part=a.part) if a.plot else None
+    if ax: _save(ax.figure, a.plot)
+    _shown(t if a.json or len(t.columns) <= 2*len(t) else t.T, a, 'losses' if ax and ax.get_ylabel()=='loss' else 'ROC curves')
 
 # %% ../nbs/10_cli.ipynb #121a130d
 @verb('squeeze jets',
@@ -394,7 +442,7 @@ def _detectors(a):
     arg('--mixture', metavar='DATA', help='unlabelled jets with anomalies among them, for cwola'),
     arg('--seed', type=int, default=0, help='of all that is random in fitting (default: 0)'),
     arg('--set', action='append', default=[], metavar='NAME=VALUE', help='a setting of the detector; may be given again'),
-    example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\nOf background 10%% are kept aside for the p-values. A fit that was stopped goes on.')
+    example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\nOf background 10% are kept aside for the p-values. A fit that was stopped goes on.')
 def _fit(a):
     "Fit an anomaly detector to background jets"
     from jetbook.search import learn_background
@@ -443,8 +491,7 @@ def _search(a):
     scores['told the labels'] = ceiling(store, a.background, range(a.seeds), a.part)
     t = search_table(scores, next((store.columns[k] for k in ('m0','jet_mass') if k in store.columns), None))
     if a.plot: _save(plot_gain(scores, t.index[:8]).figure, a.plot)
-    if a.json: _print_json(t)
-    else: _table(t)
+    _shown(t, a, 'what cuts gain')
 
 # %% ../nbs/10_cli.ipynb #5247d05b
 @verb('all at once',
