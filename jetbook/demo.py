@@ -43,10 +43,12 @@ def text_table(
     return '\n'.join([line(head), '  '.join('-'*w for w in width), *map(line,rows)])
 
 # %% ../nbs/10a_demo.ipynb #4c77f3ab
+_LINK,_A = re.compile(r'\[([^\[\]]+)\]\((https://[\w./#-]+)\)'),r'<a href="\2">\1</a>'
+
 def _text(s):
-    "Paragraphs, with `code` between backticks"
+    "Paragraphs, with `code` between backticks and [links](https://…)"
     ps = (re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(p.strip())) for p in re.split(r'\n\s*\n', s) if p.strip())
-    return '\n'.join(f'<p>{p}</p>' for p in ps)
+    return '\n'.join(f'<p>{_LINK.sub(_A, p)}</p>' for p in ps)
 
 def html_table(
     df:pd.DataFrame, # the index names the rows
@@ -285,8 +287,10 @@ def training_bar(
 # %% ../nbs/10a_demo.ipynb #23e16e71
 class _Clock(dict):
     "Seconds spent, by step"
+    def __init__(self, say=False): self.say = say
     @contextlib.contextmanager
     def __call__(self, step):
+        if self.say: print(f'{step} …', file=sys.stderr, flush=True)
         start = time.perf_counter()
         yield
         self[step] = self.get(step,0) + time.perf_counter()-start
@@ -311,45 +315,48 @@ Demo.__doc__ = "What a demo gave: `scores` of the autoencoders and of the `tagge
 
 def demo(
     out:str|Path='demo', # folder for all it writes
-    jets:int=4000, # jets of the shipped sample to use; a dense jet takes 187.5 kB on disk
+    jets:int=4000, # jets of the shipped sample to use; while it runs, a dense jet takes 187.5 kB on disk
     epochs:int=6, # of each training
     lr_max:float=3e-3, # peak of the one-cycle learning rate
     seed:int=0, # of the trainings
     progress:bool=True, # show bars
 ): # Demo
-    "Dense file, info, pack, verify, train a channel at a time, evaluate, a tagger, a latent map, compression, pictures: the whole chain, and a report of it"
+    "Dense file, info, pack, verify, a tagger, anomalies, compression, a latent map, an autoencoder for each channel: the whole chain, and a report of it"
     from jetbook.files import info,pack,verify
-    from jetbook.runs import train
-    store,clock = sample('qg'),_Clock()
+    store,clock = sample('qg'),_Clock(progress)
     if not 20 <= jets <= len(store): raise ConfigError('The demo cannot use that many jets', found=jets, expected=f'20 to {len(store):,}')
-    out,runs,scores = _own_folder(out),[],[]
+    out = _own_folder(out)
     with clock('write the dense file'): dense = store.to_dense(out/'jets.h5', np.arange(jets), progress=progress)
-    with clock('info'): facts = info(dense)
+    with clock('look into it'): facts = info(dense)
     with clock('pack'): store = pack(dense, out/'jets.jets.h5', progress=progress)
     with clock('verify'): same = verify(store.path, dense, progress=progress)
-    for c in store.channels:
-        with clock(f'train on {c}'):
-            runs.append(train('conv_ae', store, out/'runs'/c, epochs, lr_max, 'one_cycle', seed, progress=False, cbs=[training_bar(f'train {c}')] if progress else (), channels=[c], **_DEMO_SETTINGS))
-        with clock('evaluate'): scores.append(beside_black(runs[-1], store))
-    scores = pd.concat(scores)
-    page = _demo_report(dense, facts, store, same, runs, scores, clock)
+    page = _demo_report(dense, facts, store, same, clock)
+    dense_mb = dense.stat().st_size/1e6
+    dense.unlink() # nothing needs it any more
     taggers = _demo_taggers(page, store, out, 2*epochs, seed, progress, clock)
     _demo_small(page, out, min(jets,_SMALL_JETS), epochs, seed, progress, clock)
+    scores = _demo_autoencoders(page, store, out, epochs, lr_max, seed, progress, clock)
     memory = peak_memory()
-    _demo_machine(page, clock, memory)
+    _demo_machine(page, clock, memory, out, dense_mb)
     return Demo(scores, page.save(out/'report.html'), dict(clock), memory, taggers)
 
 # %% ../nbs/10a_demo.ipynb #294dbbf2
 _SIMULATED = 'The jets are simulated with Pythia 8 and a parametrised detector. They are not CMS data: what is shown here says how jetbook works, not how well it does on a measurement.'
 
-def _demo_report(dense, facts, store, same, runs, scores, clock):
-    "All sections but the last"
+def _site(page, words):
+    "A link to a page of the documentation"
+    from jetbook._modidx import d
+    s = d['settings']
+    return f'[{words}]({s["doc_host"]}{s["doc_baseurl"]}/{page}.html)'
+
+def _count(n, what): return f'{n:,} {what}{"s"*(n!=1)}'
+
+def _demo_report(dense, facts, store, same, clock):
+    "The page, with the sections on the file and its jets"
     page = Report('jetbook: the whole chain on one file', f'{len(store):,} quark and gluon jets in a dense HDF5 file of the CMS Open Data layout: looked into, packed, checked bit by bit, '
-                  f'and learnt by a convolutional autoencoder, one training for each of {", ".join(store.channels)}.\n\n{_SIMULATED}')
+                  f'and given to a tagger and to autoencoders. Smaller images of W and QCD jets go through a search for anomalies, a learned code and a latent map.\n\n{_SIMULATED}')
     _demo_files(page, dense, facts, store, same, clock)
-    with clock('pictures'):
-        _demo_jets(page, facts, store)
-        _demo_scores(page, store, runs, scores)
+    with clock('pictures'): _demo_jets(page, facts, store)
     return page
 
 # %% ../nbs/10a_demo.ipynb #905576c5
@@ -361,7 +368,7 @@ def _add(page, fig, **kwargs):
 
 def _demo_files(page, dense, facts, store, same, clock):
     n,sizes = len(store),[Path(p).stat().st_size for p in (dense, store.path)]
-    page.add('The file', facts={'jets':n, 'times smaller on disk':sizes[0]/sizes[1], 'bytes a jet, packed':sizes[1]/n, 'jets packed a second':n/clock['pack'],
+    page.add('The file', 'The same jets on disk, dense as they came and packed: the more times smaller, the better, as long as every jet is found again bit for bit.', facts={'jets':n, 'times smaller on disk':sizes[0]/sizes[1], 'bytes a jet, packed':sizes[1]/n, 'jets packed a second':n/clock['pack'],
                                 'jets found identical, bit for bit':same['compared']},
              command=f'jetbook export-dense sample:qg -n {n} -o {dense}\njetbook info {dense}\njetbook pack {dense} -o {store.path}\njetbook verify {store.path} {dense}')
     page.add(text=f'A jet image is almost empty: {facts["lit_fraction"]:.2%} of its numbers are not zero. A packed store keeps those alone, and a plane that repeats each calorimeter tower '
@@ -370,31 +377,11 @@ def _demo_files(page, dense, facts, store, same, clock):
 
 def _demo_jets(page, facts, store):
     l = facts['labels']
-    page.add('The jets', f'What each channel holds, from the first {facts["read"]:,} jets of the file. The share is that of the summed intensity.', table=facts['channels'].drop(columns='upsample').rename(columns=lambda c: c.replace('_',' ')))
-    if l: page.add(text=f'Gluon jets have more tracks than quark jets, which tells whether the labels are what one takes them for: {l["tracks_y1"]:.2f} lit track pixels a jet where y=1, {l["tracks_y0"]:.2f} where y=0. Verdict: {l["verdict"]}.')
+    page.add('The jets', f'A first look, before anything is trained: gluon jets should be wider and have more tracks than quark jets. The table tells what each channel holds, from the first {facts["read"]:,} jets of the file. The share is that of the summed intensity.', table=facts['channels'].drop(columns='upsample').rename(columns=lambda c: c.replace('_',' ')))
+    if l: page.add(text=f'The tracks tell whether the labels are what one takes them for: {l["tracks_y1"]:.2f} lit track pixels a jet where y=1, {l["tracks_y0"]:.2f} where y=0. Verdict: {l["verdict"]}.')
     _add(page, mean_jets(store), alt='Mean images of quark jets (above) and gluon jets (below) in each channel, on a logarithmic scale: a bright core at the centre with a halo around it',
          text='The mean image of each class, on a common logarithmic scale within a row.',
          command=f'from jetbook.data import JetStore\nfrom jetbook.demo import mean_jets\nmean_jets(JetStore("{store.path}")).savefig("mean.png")')
-
-# %% ../nbs/10a_demo.ipynb #2d9dbe50
-def _demo_scores(page, store, runs, scores):
-    from jetbook.runs import plot_losses
-    c,test = runs[0].config,len(runs[0].split(store).test)
-    flags = f'--epochs {c["epochs"]} --lr {c["lr_max"]:g} --schedule {c["schedule"]} --seed {c["seed"]} '+' '.join(f'--set {k}={v}' for k,v in _DEMO_SETTINGS.items())
-    page.add('What the autoencoders learnt', f'A convolutional autoencoder (recipe `conv_ae`) learns to copy images, each scaled to [0,1] by its own extremes. In its loss a pixel above {c["settings"]["threshold"]:g} weighs '
-             f'{c["settings"]["weight"]:g} times as much as a darker one: that is the weighted MSE. Each model stands beside an image of zeros; both are scored on the {test:,} jets of the test part, which no training saw.', table=scores.rename_axis('model'),
-             command='\n'.join(f'jetbook train conv_ae {store.path} -o {r.path} --channels {r.name} {flags}\njetbook evaluate {r.path} {store.path}' for r in runs))
-    page.add(text='Bright means above that threshold. Precision: which part of the pixels painted bright is bright; recall: which part of the bright pixels is painted so; F1 is their harmonic mean. pT residuals are '
-             '(in - out)/in of the transverse momentum that the image adds up to: bias is their median, 1 where all of it is lost and negative where more comes out than went in; 2 sigma is twice their standard deviation.')
-    _add(page, plot_losses(*runs).figure, alt='Training and validation loss of each training by epoch', text='Training (dashed) and validation loss (solid) by epoch.', command='jetbook compare '+' '.join(str(r.path) for r in runs)+' --plot losses.png')
-    for r in runs:
-        _add(page, gallery(r, store), heading=f'{r.name}: in and out', text='The first five jets of the test part, original above and reconstructed below: the middle of the window, on a logarithmic scale of four decades below the brightest pixel.',
-             alt=f'Five {r.name} images of the test part above their reconstructions', command=f'from jetbook.data import JetStore\nfrom jetbook.demo import gallery\ngallery("{r.path}", JetStore("{store.path}")).savefig("gallery.png")')
-
-def _demo_machine(page, clock, memory):
-    page.add('What it took', facts={'seconds in all':sum(clock.values()), 'peak resident memory, MB':memory}, table=pd.DataFrame({'seconds':clock}).rename_axis('step'))
-    page.add(text=f'On {machine()}. '+', '.join(f'{k} {v}' for k,v in versions().items())+'.')
-    page.footer = f'Made by `jetbook demo`. {_SIMULATED}'
 
 # %% ../nbs/10a_demo.ipynb #2dc6e4d6
 def _demo_taggers(page, store, out, epochs, seed, progress, clock):
@@ -407,34 +394,39 @@ def _demo_taggers(page, store, out, epochs, seed, progress, clock):
     with clock('observables and a boosted tree'): scores = {**tagger_scores([run]), **baselines(store, run.split(store))}
     with clock('pictures'): table,ax = tagger_table(scores).drop(columns=['spread','seeds']),plot_roc(scores)
     n = {k:len(getattr(run.split(store),k)) for k in ('train','test')}
-    page.add('Quark or gluon?', f'A set network (recipe `pfn_quick`) takes a jet as the list of what the detector saw, each entry with its direction and momentum, and learnt from {n["train"]:,} jets in {run.metrics["fit"]["seconds"]:.1f} seconds to tell quark from gluon jets. '
-             f'Beside it single observables, and boosted trees on {jet_observables(store, [0]).shape[1]} of them and on the {jet_profile(store, [0]).shape[1]} numbers of the jet\'s profile. All are scored on the same {n["test"]:,} jets of the test part; lo and hi are the ends of the 95% interval of the AUC. With so few jets it is wide.',
-             table=table, command=f'jetbook train pfn_quick {store.path} -o {run.path} --epochs {epochs} --seed {seed}\njetbook evaluate {run.path} {store.path}\njetbook compare {store.path} --recipes pfn_quick --epochs {epochs} --seeds 3 -o {out/"taggers"}')
-    _add(page, ax.figure, alt='Background rejection against signal efficiency of the set network, the boosted tree and four single observables', text='How many gluon jets are turned away for one that passes, against the share of quark jets kept. What longer trainings on more jets reach is in notebook 05d.')
+    shown = pd.DataFrame({'AUC':table.auc, '95% interval':[f'{a:.3f} to {b:.3f}' for a,b in zip(table.lo,table.hi)], 'accuracy':table.accuracy, 'rejection at 50%':table.rejection_50, 'parameters':table.parameters, 'seconds':table.seconds})
+    page.add('Quark or gluon?', 'Can it be told what made a jet? An AUC of 1 is right about every pair of a quark and a gluon jet, 0.5 is a coin; a network is worth its training if it beats the single observables. '
+             f'Best here: {table.index[0]}, {table.auc.iloc[0]:.3f}.',
+             table=shown, command=f'jetbook train pfn_quick {store.path} -o {run.path} --epochs {epochs} --seed {seed}\njetbook evaluate {run.path} {store.path}\njetbook compare {store.path} --recipes pfn_quick --epochs {epochs} --seeds 3 -o {out/"taggers"}')
+    page.add(text=f'`pfn_quick`, a set network, takes a jet as the list of what the detector saw, each entry with its direction and momentum, and learnt from {n["train"]:,} jets in {run.metrics["fit"]["seconds"]:.1f} seconds. '
+             f'Beside it single observables, and boosted trees on {jet_observables(store, [0]).shape[1]} of them and on the {jet_profile(store, [0]).shape[1]} numbers of the jet\'s profile. All are scored on the same {n["test"]:,} jets of the test part; with so few the 95% interval is wide. '
+             'The rejection is how many gluon jets are turned away for each that passes, where half of the quark jets are kept.')
+    _add(page, ax.figure, alt='Background rejection against signal efficiency of the set network, the boosted tree and four single observables', text=f'The same for any share of quark jets kept: higher is better. What longer trainings on more jets reach is in {_site("taggers", "the comparison of all taggers")}.')
     return table
 
 # %% ../nbs/10a_demo.ipynb #b0a2e8aa
 def _demo_small(page, out, n, epochs, seed, progress, clock):
-    "The sections on W and QCD jets: latent map, anomalies and compression"
+    "The sections on W and QCD jets: anomalies, compression and a latent map"
     from jetbook.runs import train
     store = sample('wqcd').select(np.arange(n))
     store.save(out/'wqcd.jets.h5'); store = JetStore(out/'wqcd.jets.h5')
     bar = lambda name: dict(progress=False, seed=seed, cbs=[training_bar(f'train {name}')] if progress else ())
-    with clock('train a VAE'): vae = train('sparse_vae', store, out/'runs'/'vae', epochs, **bar('vae'))
-    with clock('pictures'): _demo_map(page, vae, store)
     _demo_anomalies(page, store, out, epochs, seed, clock)
     if importlib.util.find_spec('constriction') is None or importlib.util.find_spec('zstandard') is None:
         page.add('What a jet costs', 'Compression needs two small libraries: `pip install \'jetbook[compress]\'`.')
-        return
-    with clock('train a code'): code = train('pixel_code', store, out/'runs'/'code', 2*epochs, **bar('code'))
-    _demo_bytes(page, code, store, out, progress, clock)
+    else:
+        with clock('train a code'): code = train('pixel_code', store, out/'runs'/'code', 2*epochs, **bar('code'))
+        _demo_bytes(page, code, store, out, progress, clock)
+    with clock('train a VAE'): vae = train('sparse_vae', store, out/'runs'/'vae', epochs, **bar('vae'))
+    with clock('pictures'): _demo_map(page, vae, store)
 
 # %% ../nbs/10a_demo.ipynb #d3ab197d
 def _demo_map(page, vae, store):
     from jetbook.vae import latent_map
     c,idx = vae.config,np.r_[vae.split(store).valid,vae.split(store).test]
-    page.add('A map of jets', f'A variational autoencoder (recipe `sparse_vae`) was trained for {c["epochs"]} epochs on {len(vae.split(store).train):,} W and QCD jets of 25x25 pixels, without their labels. '
-             f'It describes each jet by {c["settings"]["latent"]} numbers. Below are those of {len(idx):,} other jets, in two dimensions: along their principal components, and by t-SNE. Colours are what the network was not told: the class, pT and mass of the jet.')
+    page.add('A map of jets', 'Does a network put like jets beside like, without being told what they are? The map is good where the colours, which it was not given, lie in regions of their own.\n\n'
+             f'A variational autoencoder (recipe `sparse_vae`) was trained for {_count(c["epochs"], "epoch")} on {len(vae.split(store).train):,} W and QCD jets of 25x25 pixels, without their labels. '
+             f'It describes each jet by {c["settings"]["latent"]} numbers. Below are those of {len(idx):,} other jets, in two dimensions: along their principal components, and by t-SNE. The colours are class, pT and mass of the jet. How the map is read, and walked on, is in {_site("latent", "the notebook on latent maps")}.')
     _add(page, latent_map(vae, store, idx), alt='Scatter plots of latent numbers in two dimensions, by principal components above and t-SNE below, coloured by class, transverse momentum and mass',
          command=f'jetbook train sparse_vae {store.path} -o {vae.path} --epochs {c["epochs"]} --seed {c["seed"]}\nfrom jetbook.data import JetStore\nfrom jetbook.runs import Run\nfrom jetbook.vae import latent_map\nrun,store = Run("{vae.path}"),JetStore("{store.path}")\nlatent_map(run, store, run.split(store).valid).savefig("map.png")')
 
@@ -443,31 +435,93 @@ _ANOMALY = {'lit pixels':dict(detector='observable', column='multiplicity'), 'au
 
 def _demo_anomalies(page, store, out, epochs, seed, clock):
     "The section on anomaly scores, both ways"
-    from jetbook.search import both_directions,learn_background,plot_directions,scan,search,search_table,show_strangest
+    from jetbook.search import both_directions,learn_background,plot_directions,scan,scan_notes,search,search_table,show_strangest
     if len(store) < 200: return page.add('Which jets are strange?', 'That takes at least 200 jets.')
     methods = {**_ANOMALY, 'autoencoder error':dict(detector='ae', epochs=epochs)}
     with clock('three anomaly scores, both ways'):
         both = both_directions({f'{a} -> {b}':search_table(search(store, a, out/'search'/a, methods, (seed,), n_train=len(store), progress=False), fpr=.2, n_boot=100) for a,b in (('QCD','W'),('W','QCD'))})
         df = scan(learn_background('surrogates', store, 'QCD', seed, out=out/'runs'/'surrogates'), store, out/'scanned.jets.h5')
-    page.add('Which jets are strange?', f'Three ways to say how unlike the background a jet is, none told what to look for: the number of lit pixels, the error of an autoencoder trained on background for {epochs} epochs, and the detector `surrogates`, which compares jets with spoilt copies of the background. '
-             'Each learnt QCD jets and was shown W jets among them, and the other way round. The AUC is that of the test part, with its 95% interval; below 0.5 a score calls the background more anomalous than what was looked for.',
+    page.add('Which jets are strange?', 'Can jets unlike the rest be found without saying what to look for? An AUC of 1 puts every one of them first, 0.5 is chance; a good score is above 0.5 whichever class is the rare one.\n\n'
+             f'Three ways to say how unlike the background a jet is, none told what to look for: the number of lit pixels, the error of an autoencoder trained on background for {_count(epochs, "epoch")}, and the detector `surrogates`, which compares jets with spoilt copies of the background. '
+             f'Each learnt QCD jets and was shown W jets among them, and the other way round. The AUC is that of the test part, with its 95% interval; below 0.5 a score calls the background more anomalous than what was looked for. More methods, and what they reach with more jets, are in {_site("search", "the search")}.',
              table=pd.DataFrame({f'{k}, {c}':both[k][c] for k in both.columns.unique(0) if k!='worse' for c in ('auc','lo','hi')}),
              command=f'jetbook search {store.path} --background QCD --methods observable,ae,surrogates --seeds 1 -o {out/"more"}\njetbook fit surrogates {store.path} --background QCD --seed {seed} -o {out/"runs"/"surrogates"}\njetbook scan {out/"runs"/"surrogates"} {store.path} -o {out/"scanned.jets.h5"}')
-    _add(page, plot_directions(both).figure, alt='AUC of the three anomaly scores with QCD jets as background and with W jets as background', text='A score earns its place by being good both ways. More methods and what they reach with more jets are in notebook 06g.')
-    _add(page, show_strangest(store, df), alt='Images of the eight jets that the detector trained on QCD jets finds most anomalous, above the eight it finds most ordinary', text='The jets that `surrogates`, fitted to QCD jets, finds strangest and most ordinary, with their scores and p-values.')
+    _add(page, plot_directions(both).figure, alt='AUC of the three anomaly scores with QCD jets as background and with W jets as background', text='A score earns its place by being good both ways: both of its points to the right of 0.5.')
+    _add(page, show_strangest(store, df), alt='Images of the eight jets that the detector trained on QCD jets finds most anomalous, above the eight it finds most ordinary', text=f'The jets that `surrogates`, fitted to QCD jets, finds strangest and most ordinary, with their scores and p-values. {" ".join(scan_notes(df))}')
 
 # %% ../nbs/10a_demo.ipynb #6fc2677b
+def _saved(s):
+    "How the learned code compares with counting, in a sentence"
+    r = s['learned code, bytes'].mean()/s['counted frequencies, bytes'].mean()
+    return f'Here the learned code takes {abs(1-r):.0%} {"fewer" if r<1 else "more"} bytes than counted frequencies'+('.' if r<1 else ': that training was too short.')
+
 def _demo_bytes(page, code, store, out, progress, clock):
     from jetbook.codec import compress,curve,decompress,plot_curve,savings
     with clock('compress'): facts = compress(code, store, out/'wqcd.jetz', progress=progress)
     with clock('decompress'): back = decompress(out/'wqcd.jetz', code, progress=progress)
     with clock('pictures'): df = curve(store, code.split(store).test, code, code.split(store).train, steps=(.03,.125,.5,2.), quick=True, n_boot=50)
     s = savings(df)[['class','step','mass, %','pT, %','sparse, same step','counted','learned']].set_index('class').rename(columns={'sparse, same step':'sparse code, bytes', 'counted':'counted frequencies, bytes', 'learned':'learned code, bytes'})
-    page.add('What a jet costs', f'A 25x25 image is 2,500 bytes as float32, but few of its pixels are lit. A code rounds their values, in steps whose size says how much is lost, and writes which are lit and how brightly. '
-             f'The learned one (recipe `pixel_code`, {code.config["epochs"]} epochs on {len(code.split(store).train):,} jets) predicts each pixel from those already known; an entropy coder turns good predictions into few bytes.',
+    page.add('What a jet costs', 'How few bytes hold a jet, if its mass and momentum may be off by a little? The fewer at the same error, the better.\n\n'
+             f'A 25x25 image is 2,500 bytes as float32, but few of its pixels are lit. A code rounds their values, in steps whose size says how much is lost, and writes which are lit and how brightly. '
+             f'The learned one (recipe `pixel_code`, {_count(code.config["epochs"], "epoch")} on {len(code.split(store).train):,} jets) predicts each pixel from those already known; an entropy coder turns good predictions into few bytes.',
              facts={'jets':len(back), 'bytes a jet in the file':facts['bytes_a_jet'], 'jets coded a second':len(store)/clock['compress'], 'decoded a second':len(store)/clock['decompress']},
              command=f'jetbook train pixel_code {store.path} -o {code.path} --epochs {code.config["epochs"]} --seed {code.config["seed"]}\njetbook compress {code.path} {store.path} -o {out/"wqcd.jetz"}\njetbook decompress {out/"wqcd.jetz"} -m {code.path} -o {out/"back.jets.h5"}')
     page.add(text=f'Bytes a jet of the test part and the errors of mass and pT (2 sigma of the relative residual) at four step sizes. The sparse code writes gaps and levels and squeezes them with zstd; counted frequencies feed the same entropy coder as the learned code. '
-             'All three round alike, so at one step their errors are the same.', table=s)
+             f'All three round alike, so at one step their errors are the same. {_saved(s)}', table=s)
     _add(page, plot_curve(df), alt='Bytes a QCD jet against the error in mass and in transverse momentum, for the learned code, counted frequencies and a sparse code, with the points of the dense autoencoders R6 far above',
-         text='Stars: the bottlenecks of the dense autoencoders R6 as float32, with the errors their author reports on other images. How far a longer training on all of the sample goes is in notebook 02d.')
+         text=f'Lower and further left is better. Stars: the bottlenecks of the dense autoencoders R6 as float32, with the errors their author reports on other images. How far a longer training on all of the sample goes is in {_site("codec", "the notebook on the code")}.')
+
+# %% ../nbs/10a_demo.ipynb #2d9dbe50
+def _demo_autoencoders(page, store, out, epochs, lr_max, seed, progress, clock):
+    "Train the reference autoencoder on each channel, and add the sections on it; gives the scores"
+    from jetbook.runs import train
+    runs,scores = [],[]
+    for c in store.channels:
+        with clock(f'train on {c}'):
+            runs.append(train('conv_ae', store, out/'runs'/c, epochs, lr_max, 'one_cycle', seed, progress=False, cbs=[training_bar(f'train {c}')] if progress else (), channels=[c], **_DEMO_SETTINGS))
+        with clock('evaluate'): scores.append(beside_black(runs[-1], store))
+    scores = pd.concat(scores)
+    with clock('pictures'): _demo_scores(page, store, runs, scores)
+    return scores
+
+def _and(words): return ' and '.join(filter(None, (', '.join(words[:-1]),*words[-1:])))
+
+def _verdict(scores, channels):
+    "How good the copies are, in a sentence made of the scores"
+    worse = [c for c in channels if scores['MSE'][c] >= scores['MSE'][f'{c}, all black']]
+    out = [1-scores['pT bias'][c] for c in channels] # median of the momentum that comes out, in units of what went in
+    said = [f'in plain MSE they are worse than an all-black image on {_and(worse)}'] if worse else []
+    if max(out) > 1.5: said.append(f'up to {max(out):.3g} times the momentum that went in comes out')
+    if min(out) < .5: said.append(f'as little as {max(min(out),0):.0%} of the momentum comes out')
+    if said: return f'The copies are poor, and not to be taken for what an autoencoder can do: {", and ".join(said)}.'
+    return 'The copies beat an all-black image on every channel, and the momentum that comes out is near what went in.'
+
+# %% ../nbs/10a_demo.ipynb #0e621e30
+def _demo_scores(page, store, runs, scores):
+    from jetbook.runs import plot_losses
+    c,test = runs[0].config,len(runs[0].split(store).test)
+    flags = f'--epochs {c["epochs"]} --lr {c["lr_max"]:g} --schedule {c["schedule"]} --seed {c["seed"]} '+' '.join(f'--set {k}={v}' for k,v in _DEMO_SETTINGS.items())
+    page.add('What the autoencoders learnt', _verdict(scores, store.channels)+f' They come of R1, the autoencoder of a published notebook (recipe `conv_ae`), after {_count(c["epochs"], "epoch")} on {len(runs[0].split(store).train):,} jets, with its author\'s loss: '
+             f'a bright pixel weighs {c["settings"]["weight"]:g} times as much as a dark one, so it rather paints a halo than miss one. Why this is so, and what cures it, is in {_site("conv_ae", "the notebook on R1")}; '
+             f'{_site("sparse_ae", "autoencoders that know that images are sparse")} make good copies.\n\n'
+             'A good copy has an MSE far below that of the all-black image, precision and recall near 1, and a pT bias near 0. '
+             f'The images are scaled to [0,1] by their own extremes; a pixel is bright above {c["settings"]["threshold"]:g}, and the weighted MSE is the loss. Each model and an image of zeros are scored on the {test:,} jets of the test part, which no training saw.', table=scores.rename_axis('model'),
+             command='\n'.join(f'jetbook train conv_ae {store.path} -o {r.path} --channels {r.name} {flags}\njetbook evaluate {r.path} {store.path}' for r in runs))
+    page.add(text='Precision: which part of the pixels painted bright is bright; recall: which part of the bright pixels is painted so; F1 is their harmonic mean. pT residuals are '
+             '(in - out)/in of the transverse momentum that the image adds up to: bias is their median, 1 where all of it is lost and negative where more comes out than went in; 2 sigma is twice their standard deviation.')
+    _add(page, plot_losses(*runs).figure, alt='Training and validation loss of each training by epoch', text='Training (dashed) and validation loss (solid) by epoch.', command='jetbook compare '+' '.join(str(r.path) for r in runs)+' --plot losses.png')
+    for r in runs:
+        _add(page, gallery(r, store), heading=f'{r.name}: in and out', text='The first five jets of the test part, original above and reconstructed below: the middle of the window, on a logarithmic scale of four decades below the brightest pixel. The more alike, the better.',
+             alt=f'Five {r.name} images of the test part above their reconstructions', command=f'from jetbook.data import JetStore\nfrom jetbook.demo import gallery\ngallery("{r.path}", JetStore("{store.path}")).savefig("gallery.png")')
+
+# %% ../nbs/10a_demo.ipynb #3960f5a5
+def _mb(p): return sum(f.stat().st_size for f in ([p] if p.is_file() else p.rglob('*')) if f.is_file())/1e6
+
+def _demo_machine(page, clock, memory, out, dense_mb):
+    left = {p.name+'/'*p.is_dir():_mb(p) for p in sorted(out.iterdir()) if not p.name.startswith('.')}
+    page.add('What it took', f'How long each step took, and what is left on disk: {sum(left.values()):,.0f} MB in the folder `{out.name}`, beside this page. '
+             f'The dense file, {dense_mb:,.0f} MB, was deleted when it was packed: the packed store gives it back bit for bit.',
+             facts={'seconds in all':sum(clock.values()), 'peak resident memory, MB':memory, 'MB left on disk':sum(left.values())}, table=pd.DataFrame({'seconds':clock}).rename_axis('step'))
+    page.add(table=pd.DataFrame({'MB':left}).rename_axis('left on disk'), command=f'jetbook export-dense {out/"jets.jets.h5"} -o {out/"jets.h5"}')
+    page.add(text=f'On {machine()}. '+', '.join(f'{k} {v}' for k,v in versions().items())+'.')
+    page.footer = f'Made by `jetbook demo`. {_SIMULATED}'

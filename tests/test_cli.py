@@ -156,9 +156,13 @@ def test_demo(tmp_path):
     assert 'simulated with Pythia 8 and a parametrised detector' in page
     assert page.count('<figure>')==10 and page.count('data:image/png;base64,')==20    # means, losses, three galleries, ROC curves, latent map, anomalies (2), compression; for light and for dark
     assert page.count('<figure>')==len(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
-    assert not re.search(r'(src|srcset|href)="(?!data:image/png|#)', page)           # nothing from elsewhere
+    assert not re.search(r'(src|srcset)="(?!data:image/png)', page)                  # nothing from elsewhere
+    assert not re.search(r'href="(?!#|https://jetbook.github.io/jetbook/\w+\.html")', page) and '/conv_ae.html"' in page
+    assert page.index('id="quark-or-gluon"') < page.index('id="what-the-autoencoders-learnt"')
+    assert re.search(r'^pack …$', r.stderr, re.M)                                    # steps are named as they begin
     assert not re.search(r'/(tmp|home|root|Users)/', page) and str(tmp_path) not in page
-    for name in ('jets.h5','jets.jets.h5','runs/Tracks/model.safetensors'): assert (tmp_path/'out'/name).exists()
+    for name in ('jets.jets.h5','runs/Tracks/model.safetensors'): assert (tmp_path/'out'/name).exists()
+    assert not (tmp_path/'out/jets.h5').exists()                                     # large, and in the packed store bit for bit
 
 def test_demo_leaves_other_people_s_folders_alone(tmp_path):
     (tmp_path/'thesis.tex').write_text('x')
