@@ -63,7 +63,7 @@ SAYS = """async () => {
     title: document.title,
     h1: all('article h1').map(o => o.textContent.trim()),
     directives: all('pre').map(o => o.textContent).filter(t => /^#\\s*\\|/m.test(t)),
-    raw: prose.textContent.match(/\\$\\$|:::|```|\\{(term|figure|picture|toctree|py:)/g) || [],
+    raw: prose.textContent.match(/\\$\\$|:::|```|\\{(term|figure|picture|toctree|py:)|\\| *(---|—)/g) || [],
     equations: all('.math').length,
     unset: all('.math').filter(o => !o.querySelector('mjx-container')).map(o => o.textContent),
     wrong: all('mjx-merror, [data-mml-node="merror"]').map(o => o.textContent),
