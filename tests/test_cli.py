@@ -55,6 +55,10 @@ def test_wrong_usage(line):
     r = jetbook(*line.split(), status=2)
     assert r.stdout=='' and r.stderr.startswith('usage: jetbook')
 
+def test_alone_it_lists_the_verbs():
+    r = jetbook(status=2)
+    assert r.stdout=='' and re.search('^  predict ', r.stderr, re.M) and 'exit status' in r.stderr
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Toy jets, packed and dense, and images to train on that are small"
@@ -103,9 +107,34 @@ def test_train_evaluate_compare(folder):
     a = json.loads(jetbook('evaluate', 'runs/a', 'w.jets.h5', '--json', cwd=folder).stdout)
     assert a['n']==12 and 0 < a['mse'] < 1
     assert re.search(r'^mse +0\.', jetbook('evaluate', 'runs/b', 'w.jets.h5', cwd=folder).stdout, re.M)
+    assert jetbook('compare', 'runs/a', 'runs/b', '--plot', 'ab.png', cwd=folder).stdout.endswith('\nab.png: losses\n')
     t = json.loads(jetbook('compare', 'runs/a', 'runs/b', '--json', '--plot', 'ab.png', cwd=folder).stdout)
     assert list(t)==['a','b'] and t['b']['seed']==3 and t['a']['mse']==a['mse']
     assert (folder/'ab.png').read_bytes()[:4]==b'\x89PNG'
+
+def test_predict_jets_without_labels(folder):
+    "From a dense file without labels to a table of scores; evaluate sends there, and a run that is there already is said to be"
+    import h5py
+    import pandas as pd
+    from jetbook.data import JetStore
+    line = ('train', 'pfn_quick', 'toy.h5.jets.h5', '-o', 'runs/tagger', '--epochs', 1, '--set', 'bs=8')
+    jetbook('pack', 'toy.h5', '-o', 'toy.h5.jets.h5', '-q', cwd=folder)
+    jetbook(*line, '-q', cwd=folder)
+    assert jetbook(*line, cwd=folder).stdout=='runs/tagger is already trained: 1 epochs\n'
+    other = jetbook(*line, '--n-train', 20, status=1, cwd=folder).stderr
+    assert '  Found: n_train=None\n  Expected: --n-train 20\n' in other
+    with h5py.File(folder/'toy.h5') as f, h5py.File(folder/'new.h5','w') as g:
+        for k in ('X_jets','pt','m0'): g[k] = f[k][:30]
+    assert 'no y: packed without labels' in jetbook('pack', 'new.h5', '-o', 'new.jets.h5', cwd=folder).stdout
+    s = JetStore(folder/'new.jets.h5')
+    assert (s.layout, s.channels, sorted(s.columns))==('cms', ('Tracks','ECAL','HCAL'), ['m0','pt'])
+    assert 'jetbook predict RUN STORE -o scores.csv' in jetbook('evaluate', 'runs/tagger', 'new.jets.h5', '--part', 'all', status=1, cwd=folder).stderr
+    r = jetbook('predict', 'runs/tagger', 'new.jets.h5', '-o', 'scores.csv', cwd=folder)
+    assert r.stdout.startswith('scores.csv: 30 jets') and 'probability of quark' in r.stdout and 'predict: 100%' in r.stderr
+    t = pd.read_csv(folder/'scores.csv')
+    assert list(t)==['jet','score'] and len(t)==30 and t.score.between(0, 1).all() and not list(folder.glob('.scores*'))
+    wrong = jetbook('predict', 'runs/tagger', 'w.jets.h5', '-o', 'x.csv', status=1, cwd=folder).stderr
+    assert 'No channel of that name' in wrong and not (folder/'x.csv').exists()
 
 def test_fit_scan_search(folder):
     "A fitted detector is a bundle on its own; scores and p-values stand beside the jets; a bundle that was tampered with is refused"
