@@ -708,7 +708,7 @@ def _fitting(run, store, learn):
     def _want(what, found, expected, do):
         if found!=expected: raise DataError(f'{what} than those {run.name} was trained on', found=found, expected=expected, do=do)
     _want('Jets of another size', f'{store.height}x{store.width} pixels', f'{d["height"]}x{d["width"]} pixels', 'score jets of the same detector')
-    _want('Pixels of another width in eta and phi', store.cell, LAYOUTS[d['layout']].cell, f"pack these jets with layout='{d['layout']}'")
+    _want('Pixels of another width in eta and phi', store.cell, getattr(LAYOUTS.get(d['layout']), 'cell', None), f"pack these jets with layout='{d['layout']}'")
     spec = getattr(learn.dls.train, 'spec', None)
     if spec is None: return store
     if spec.nodes=='native': _want('Another granularity', store.upsample, {k:d['upsample'][k] for k in store.channels}, 'pack both files with the same `towers`')
