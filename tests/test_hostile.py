@@ -39,9 +39,16 @@ def packs(path, **kwargs):
 
 # --- contents ---------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('key', ['X_jets','y','pt','m0'])
+@pytest.mark.parametrize('key', ['X_jets','pt','m0'])
 def test_missing_key(dense_file, key):
     refused(packs(edit(dense_file, lambda f: f.pop(key))), 'X_jets' if key=='X_jets' else f'No {key}', 'Expected: ')
+
+def test_missing_label(dense_file, tmp_path):
+    "Jets to be scored have none; what stands under another name must be labels all the same"
+    s = pack(edit(dense_file, lambda f: f.pop('y')), tmp_path/'a.jets.h5', progress=False)
+    assert s.layout=='cms' and s.label_column is None
+    for name,why in (('pt','other than 0 and 1'), ('m0','two labels'), ('z','No label z')):
+        refused(packs(dense_file if name=='m0' else edit(dense_file, lambda f: f.pop('y')), label=name), why)
 
 @pytest.mark.parametrize('shape', [(40,), (40,125), (40,125,125,2), (40,125,125,3,1), (40,2,125,125), (0,125,125,3), (40,0,125,3), (40,300,300,3), ()])
 def test_wrong_shape(dense_file, shape): refused(packs(edit(dense_file, replace('X_jets', np.zeros(shape,'f4')))), 'Found: ')
