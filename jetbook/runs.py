@@ -713,8 +713,8 @@ def _fitting(run, store, learn):
     if spec is None: return store
     if spec.nodes=='native': _want('Another granularity', store.upsample, {k:d['upsample'][k] for k in store.channels}, 'pack both files with the same `towers`')
     for names in (('pt','jet_pt'),('m0','jet_mass')): # graphs carry them: without, a network would be told zeros
-        if set(names)&set(d['columns']): _want('Fewer columns', next((k for k in store.columns if k in names), 'none'), next(k for k in d['columns'] if k in names), 'give the store this column')
-        else: store = store._replace(columns={k:v for k,v in store.columns.items() if k not in names})
+        if not set(names)&set(d['columns']): store = store._replace(columns={k:v for k,v in store.columns.items() if k not in names})
+        elif not set(names)&set(store.columns): raise DataError(f'{run.name} was told the {names[0]} of its jets', found=', '.join(store.columns) or 'no columns', expected=' or '.join(names), do='pack these jets with that column')
     return store
 
 # %% ../nbs/01a_runs.ipynb #41315983
