@@ -464,11 +464,12 @@ def _settings(pairs):
     example='  jetbook scan runs/qcd sample:wqcd -o scanned.jets.h5')
 def _scan(a):
     "Score a store, keep the scores beside the jets, and draw the most anomalous"
-    from jetbook.search import scan
+    from jetbook.search import scan,scan_notes,strangest
     df = scan(a.run, _open(a.store), _fresh(a), top=a.top)
     if a.json: return _print_json(df.head(a.top))
-    _table(df.head(a.top))
-    print(f'\n{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {Path(a.output).name.removesuffix(".h5").removesuffix(".jets")}.png')
+    _table(strangest(df, a.top))
+    print('', *scan_notes(df, a.top), sep='\n')
+    print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {Path(a.output).name.removesuffix(".h5").removesuffix(".jets")}.png')
 
 # %% ../nbs/10_cli.ipynb #212f0b32
 @verb('look for anomalies',
@@ -505,8 +506,8 @@ def _demo(a):
     "The whole chain on shipped jets, and a report of it"
     from jetbook.demo import demo
     d = demo(a.output, a.jets, a.epochs, a.lr, a.seed, progress=not a.quiet)
-    _table(d.scores, 'test part')
-    _table(d.taggers)
+    _table(d.taggers, 'taggers, test part')
+    _table(d.scores, 'autoencoders, test part')
     memory = f', at most {d.memory:,.0f} MB resident' if d.memory else ''
     print(f'\n{sum(d.seconds.values()):.0f} seconds{memory}. Report: {d.report}')
 
