@@ -280,7 +280,7 @@ class JetDL(StoreDL):
     def vocab(self): "Names of the classes"; return list(self.dataset.classes)
 
 def _labels(store):
-    if store.label_column is None: raise DataError('The store has no labels', found=', '.join(store.columns) or 'no columns', expected='y or signal', do="task='reconstruct' needs none")
+    if store.label_column is None: raise DataError('The store has no labels', found=', '.join(store.columns) or 'no columns', expected='y or signal', do="task='reconstruct' needs none; a label of another name is given to pack (label=), and predict scores jets that have none")
     return store.columns[store.label_column].astype(np.int64)
 
 # %% ../nbs/00d_loaders.ipynb #dd582c42
