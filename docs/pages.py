@@ -43,14 +43,18 @@ def _pictures(text, book, out, up):
         return f'```{{figure}} {up}{name}\n:alt: {s.alt}\n\n{m[2]} From [{of}]({up}{book.pages[k]}.ipynb).\n```'
     return _pic.sub(_one, text)
 
+def _sections():
+    "RESULTS.md: what stands above its sections, and (title, text) of each"
+    head,*parts = re.split(r'^## ', (ROOT/'benchmarks'/'RESULTS.md').read_text(encoding='utf-8'), flags=re.M)
+    return head,[p.split('\n', 1) for p in parts]
+
 _res = re.compile(r'^```\{results\} (b\d)\ncolumns: (.*)\nrows: (.*)\n```$', re.M)
 
 def _results(text, up):
     "`{results}` blocks -> some columns and rows of a table of RESULTS.md, and its command"
     def _one(m):
-        part = re.split(r'^## ', (ROOT/'benchmarks'/'RESULTS.md').read_text(encoding='utf-8'), flags=re.M)
-        part, = (o for o in part if o.startswith(f'{m[1].upper()}:'))
-        head,_,*rows = [[c.strip() for c in l.strip('|').split('|')] for l in part.splitlines() if l.startswith('|')]
+        body, = (b for t,b in _sections()[1] if t.startswith(f'{m[1].upper()}:'))
+        head,_,*rows = [[c.strip() for c in l.strip('|').split('|')] for l in body.splitlines() if l.startswith('|')]
         cols,there = [head.index(c) for c in m[2].split(', ')],{r[0].replace('`',''):r for r in rows}
         line = lambda r: '| '+' | '.join(r[i] for i in cols)+' |'
         return '\n'.join([line(head), '|---'*len(cols)+'|', *(line(there[k]) for k in m[3].split(' | '))]) + f'\n\n`{_command(m[1])}`: [all of them]({up}results/{m[1]}.md).'
@@ -89,11 +93,9 @@ def _in_one_sentence(title): return title.split(':', 1)[1].strip()
 
 def benchmarks(book, out):
     "A page for each section of benchmarks/RESULTS.md, with the command that writes it again; returns (name, title) of them"
-    text = (ROOT/'benchmarks'/'RESULTS.md').read_text(encoding='utf-8')
-    head,*parts = re.split(r'^## ', text, flags=re.M)
+    head,parts = _sections()
     res = []
-    for p in parts:
-        title,body = p.split('\n', 1)
+    for title,body in parts:
         name = title.split(':')[0].lower()
         scripts = sorted((ROOT/'benchmarks').glob(f'{name}_*.py'))
         told = [k for k in book.nbs if k!='index' and re.search(rf'--only {name}\b', book.text[k])]
@@ -158,8 +160,8 @@ Bytes of a QCD jet against the error of its mass, of its momentum and of its pix
 ```
 
 ```{picture} 06g_search#what-each-method-reaches
-How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. CWoLa is told of a mixture, the first line the labels, the others
-nothing but background.
+How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. CWoLa is told of a mixture, the first line the labels, the others learn
+from background alone.
 ```"""
 
 def results(book, out):

@@ -570,9 +570,11 @@ def pixel_code(
     model.count_lit(store, dls.train.idx)
     return Learner(dls, model, loss_func=bytes_a_jet, opt_func=partial(Adam, sqr_mom=.999, eps=1e-8), wd=0.)
 
+def _no_coders(): return [k for k in ('constriction','zstandard') if find_spec(k) is None] # packages of the extra that are missing
+
 def _check_coder():
     "Warn where a code can be trained, but no file be written with it"
-    if missing := [k for k in ('constriction','zstandard') if find_spec(k) is None]:
+    if missing := _no_coders():
         warnings.warn(f"The code can be trained and scored, but to compress files with it {' and '.join(missing)} must be installed: pip install 'jetbook[compress]'")
 
 def check_codable(

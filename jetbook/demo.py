@@ -7,7 +7,7 @@ __all__ = ['Demo', 'fmt', 'text_table', 'html_table', 'figure_png', 'Report', 'm
            'machine', 'peak_memory', 'training_bar', 'demo']
 
 # %% ../nbs/10a_demo.ipynb #4e66d532
-import base64,contextlib,html,importlib.util,io,math,numbers,os,platform,re,shutil,sys,time
+import base64,contextlib,html,io,math,numbers,os,platform,re,shutil,sys,time
 from collections import namedtuple
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -407,12 +407,13 @@ def _demo_taggers(page, store, out, epochs, seed, progress, clock):
 # %% ../nbs/10a_demo.ipynb #b0a2e8aa
 def _demo_small(page, out, n, epochs, seed, progress, clock):
     "The sections on W and QCD jets: anomalies, compression and a latent map"
+    from jetbook.compress import _no_coders
     from jetbook.runs import train
     store = sample('wqcd').select(np.arange(n))
     store.save(out/'wqcd.jets.h5'); store = JetStore(out/'wqcd.jets.h5')
     bar = lambda name: dict(progress=False, seed=seed, cbs=[training_bar(f'train {name}')] if progress else ())
     _demo_anomalies(page, store, out, epochs, seed, clock)
-    if importlib.util.find_spec('constriction') is None or importlib.util.find_spec('zstandard') is None:
+    if _no_coders():
         page.add('What a jet costs', 'Compression needs two small libraries: `pip install \'jetbook[compress]\'`.')
     else:
         with clock('train a code'): code = train('pixel_code', store, out/'runs'/'code', 2*epochs, **bar('code'))

@@ -318,8 +318,8 @@ def scan_notes(
 ): # list of str
     "What to know of a scan: what the labels say of it, if there are some, and whether the detector knew these jets"
     n,notes,said = min(top, len(df)),[],df.attrs
-    if 'class' in df and n:
-        hit = df['class']==said.get('signal', df['class'].iloc[0])
-        notes.append(f'{hit.iloc[:n].sum()} of the {n} most anomalous jets are {said.get("signal", df["class"].iloc[0])} jets, {hit.iloc[:-(-len(df)//10)].mean():.0%} of the most anomalous tenth, {hit.mean():.0%} of all. Labels took no part in the scores.')
+    if said.get('signal') and n:
+        hit = df['class']==said['signal']
+        notes.append(f'{hit.iloc[:n].sum()} of the {n} most anomalous jets are {said["signal"]} jets, {hit.iloc[:-(-len(df)//10)].mean():.0%} of the most anomalous tenth, {hit.mean():.0%} of all. Labels took no part in the scores.')
     if said.get('learnt_from'): notes.append(f'The detector was fitted to {said["learnt_from"]:,} of these very jets; new ones of their kind would look stranger to it.')
     return notes
