@@ -3,8 +3,8 @@ import math, tempfile
 from pathlib import Path
 from timing import fresh_process, median, number, ratio, show, side_by_side, spread, table
 import h5py, numpy as np
-from jetbook.data import JetStore
-from jetbook.files import pack, verify
+from jetbook.data.store import JetStore
+from jetbook.data.files import pack, verify
 from samples import dense, what
 
 def read_slices(path, n=256):
@@ -21,8 +21,8 @@ def read_direct(path, n=22):
         for i in range(0, len(d), n): m = min(n, len(d)-i); d.read_direct(x, np.s_[i:i+m], np.s_[:m])
 
 PEAK = """
-from jetbook.data import toy_jets
-from jetbook.files import pack
+from jetbook.data.store import toy_jets
+from jetbook.data.files import pack
 from pathlib import Path
 src,tmp = sys.argv[1],Path(sys.argv[2])
 small = toy_jets(200).to_dense(tmp/'small.h5'); pack(small, tmp/'small.jets.h5', progress=False)

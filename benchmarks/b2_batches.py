@@ -38,7 +38,7 @@ def main(tmp, quick=False):
              '`store.images(idx, out=buffer)`':(lambda: [store.images(i, out=buf) for i in draws], len(draws)*BS),
              f'the same, store of {FULL:,} jets':(lambda: [full.images(i, out=buf2) for i in far], len(far)*BS)}
     try:
-        from jetbook.loaders import jet_dls
+        from jetbook.data.loaders import jet_dls
         dls = jet_dls(jets(24_000 if not quick else 2000), bs=BS, device='cpu', seed=0)
         def _epoch():
             for b in dls.train: pass

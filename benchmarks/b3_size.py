@@ -7,7 +7,7 @@ from samples import FULL, dense, jets, what
 
 OPEN = """
 import numpy as np
-from jetbook.data import JetStore, toy_jets
+from jetbook.data.store import JetStore, toy_jets
 toy = toy_jets(512); toy.images(np.arange(256), out=toy.buffer(256)); del toy # the compiled code is loaded
 rng,before = np.random.default_rng(0),status('VmRSS')
 store = JetStore(sys.argv[1]); opened = status('VmRSS')-before

@@ -7,10 +7,11 @@ import numpy as np, torch
 from scipy.spatial import Delaunay, cKDTree
 from sklearn.neighbors import NearestNeighbors
 from torch_geometric.data import Data
-from jetbook.data import sample
-from jetbook.edges import delaunay_edges, knn_edges, same_neighbours
-from jetbook.graphs import GraphSpec, cache_graphs, graphs, image_moments, make_nodes, native_nodes, padded, pixel_nodes
-from jetbook.runs import keep_memory
+from jetbook.data.hdf5 import sample
+from jetbook.graphs.edges import delaunay_edges, knn_edges, same_neighbours
+from jetbook.graphs.batches import GraphSpec, cache_graphs, graphs, make_nodes, padded
+from jetbook.graphs.nodes import image_moments, native_nodes, pixel_nodes
+from jetbook.train.training import keep_memory
 
 BATCH = 128
 

@@ -46,8 +46,8 @@ def _auc(y, score):
 def _say(**row): print(json.dumps(row), flush=True)
 
 def _jets(scale):
-    from jetbook.data import sample
-    from jetbook.loaders import split
+    from jetbook.data.hdf5 import sample
+    from jetbook.data.loaders import split
     store = sample('qg')
     sp = split(store, .1, .4)
     return store,sp.train[::scale],sp.valid[::scale]
@@ -84,9 +84,11 @@ def ours(name, epochs, scale, seed=0):
     from fastai.callback.core import Callback
     from fastai.callback.schedule import ParamScheduler
     from fastai.torch_core import set_seed
-    from jetbook.data import sample
-    from jetbook.loaders import Split
-    from jetbook.runs import SCHEDULES, get_recipe, keep_memory, score
+    from jetbook.data.hdf5 import sample
+    from jetbook.data.loaders import Split
+    from jetbook.train.training import SCHEDULES, keep_memory
+    from jetbook.train.recipes import get_recipe
+    from jetbook.train.runs import score
     store,tr,va = _jets(scale)
     keep_memory(); set_seed(seed)
     r,began = get_recipe(name),time.process_time()

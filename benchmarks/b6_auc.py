@@ -6,8 +6,8 @@ from timing import number, show, table
 RUNS = Path(__file__).resolve().parent/'runs'/'taggers' # kept: what is trained there is not trained again
 
 def main(tmp, quick=False):
-    from jetbook.data import sample
-    from jetbook.taggers import MEMBERS, OURS, REFERENCES, auc_gain, baselines, compare_recipes, ensemble_scores, tagger_scores, tagger_table
+    from jetbook.data.hdf5 import sample
+    from jetbook.taggers.compare import MEMBERS, OURS, REFERENCES, auc_gain, baselines, compare_recipes, ensemble_scores, tagger_scores, tagger_table
     store,args = sample('qg'),{}
     out,names,members,seeds = RUNS,[*REFERENCES,*OURS],MEMBERS,(0,1,2)
     if quick: out,names,members,seeds,args = Path(tmp)/'taggers',['sage','pfn'],['pfn'],(0,1),dict(n_train=200, epochs=1, valid=.02, test=.02)

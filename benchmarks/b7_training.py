@@ -67,8 +67,8 @@ class Phases(Callback):
     def after_step(self): self._add('optimiser')
 
 def learner(recipe, store, **settings):
-    from jetbook.loaders import split
-    from jetbook.runs import get_recipe
+    from jetbook.data.loaders import split
+    from jetbook.train.recipes import get_recipe
     learn = get_recipe(recipe).func(store, split(store, .01, .01), **settings)
     learn.dls.train.idx,learn.dls.train.n = learn.dls.train.idx[:BS*(len(store)//BS-1)],BS*(len(store)//BS-1)
     return learn
@@ -105,13 +105,13 @@ def flops(net, loss, x):
 
 def build(way, n):
     "A way to train an epoch on `n` jets: (function, images, learner or None)"
-    from jetbook.transforms import MinMax
+    from jetbook.data.transforms import MinMax
     system,kind = way.split(': ')
     store = jets(n+BS)
     if kind!='loop as written':
         p = kind.split()[-1]
         learn = learner('conv_ae', store, channels=['ECAL'], precision=p) if system=='R1' else learner('vae', store, precision=p)
-        from jetbook.runs import keep_memory
+        from jetbook.train.training import keep_memory
         keep_memory()                                   # as `train` does on a CPU
         return (lambda cbs=(): fit(learn, cbs=cbs)), learn.dls.train.n, learn
     x = MinMax()(store.images())[:n]
@@ -156,7 +156,7 @@ def curves(store, x, seeds, epochs):
 
 def main(tmp, quick=False):
     warnings.filterwarnings('ignore')
-    from jetbook.transforms import MinMax
+    from jetbook.data.transforms import MinMax
     threads,out = torch.get_num_threads(),[]
     torch.set_num_threads(1)
     n1,n3 = (2*BS,2*BS) if quick else (12*BS,3*BS)

@@ -3,11 +3,11 @@ import statistics, tempfile, time, warnings
 from pathlib import Path
 from timing import number, show, side_by_side, spread, table
 import numpy as np
-from jetbook.data import sample
-from jetbook.loaders import split
-from jetbook.runs import train
-from jetbook.codec import AUTHOR_R6, PixelCoder, curve, savings
-from jetbook.compress import plain_sizes, quantise
+from jetbook.data.hdf5 import sample
+from jetbook.data.loaders import split
+from jetbook.train.runs import train
+from jetbook.codec.files import AUTHOR_R6, PixelCoder, curve, savings
+from jetbook.codec.codes import plain_sizes, quantise
 
 def percent(x): return f'{100*x:.1f}%'
 

@@ -6,10 +6,12 @@ from timing import show, table
 RUNS = Path(__file__).resolve().parent/'runs'/'anomaly' # kept: what is fitted there is not fitted again
 
 def found(tmp, quick=False): # direction -> (scores, store): what the table, and the notebook that shows it, are made of
-    from jetbook.data import sample
-    from jetbook.search import METHODS, PAIRS, SIMPLE, ceiling, search
-    methods,out,seeds,args = METHODS,RUNS,(0,1,2),{}
-    if quick: methods,out,seeds,args = {k:METHODS[k] for k in SIMPLE},Path(tmp)/'anomaly',(0,1),dict(n_train=500)
+    from jetbook.data.hdf5 import sample
+    from jetbook.taggers.contrastive import CONTRASTIVE_METHODS
+    from jetbook.anomaly.methods import PAIRS
+    from jetbook.anomaly.search import SIMPLE, ceiling, search
+    methods,out,seeds,args = CONTRASTIVE_METHODS,RUNS,(0,1,2),{}
+    if quick: methods,out,seeds,args = {k:CONTRASTIVE_METHODS[k] for k in SIMPLE},Path(tmp)/'anomaly',(0,1),dict(n_train=500)
     res = {}
     for d,(name,background) in PAIRS.items():
         store = sample(name)
@@ -18,7 +20,7 @@ def found(tmp, quick=False): # direction -> (scores, store): what the table, and
     return res
 
 def main(tmp, quick=False):
-    from jetbook.search import both_directions, search_table
+    from jetbook.anomaly.search import both_directions, search_table
     tables = {d:search_table(s, store.columns['m0'], n_boot=20 if quick else 200) for d,(s,store) in found(tmp, quick).items()}
     pairs = [dict(list(tables.items())[i:i+2]) for i in (0,2)]
     text = """## B9: anomaly scores in both directions

@@ -1,8 +1,9 @@
 "The jets that are timed, and the files made of them"
 from pathlib import Path
 import numpy as np
-from jetbook.data import sample, toy_jets, ConfigError
-import jetbook.files
+from jetbook.data.hdf5 import sample
+from jetbook.data.store import toy_jets, ConfigError
+import jetbook.data.files
 
 FULL = 139_306 # jets in the CMS Open Data file
 

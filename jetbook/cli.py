@@ -6,29 +6,40 @@
 __all__ = ['VERBS', 'arg', 'verb', 'parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ca7838f3
-import argparse,contextlib,json,math,os,re,sys,warnings
+import argparse
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+import warnings
 from pathlib import Path
 from . import __version__
 
 # %% ../nbs/10_cli.ipynb #6c8997c9
-VERBS = {} # name -> dict(func, group, args, example)
+VERBS = {}  # name -> dict(func, group, args, example)
+
 
 def arg(
-    *names, # as for `add_argument`
-    **kwargs, # as for `add_argument`
-): # (names, kwargs)
+    *names,  # as for `add_argument`
+    **kwargs,  # as for `add_argument`
+):  # (names, kwargs)
     "An argument of a verb"
-    return names,kwargs
+    return names, kwargs
+
 
 def verb(
-    group:str, # under which heading of the help
-    *args, # from `arg`
-    example:str='', # command lines that show it at work
-): # decorator
+    group: str,  # under which heading of the help
+    *args,  # from `arg`
+    example: str = '',  # command lines that show it at work
+):  # decorator
     "Register `_name(a)`, a function of the parsed arguments, as the verb `name`"
+
     def _register(f):
-        VERBS[f.__name__.strip('_').replace('_','-')] = dict(func=f, group=group, args=args, example=example)
+        VERBS[f.__name__.strip('_').replace('_', '-')] = dict(func=f, group=group, args=args, example=example)
         return f
+
     return _register
 
 # %% ../nbs/10_cli.ipynb #8e4f4115
@@ -41,44 +52,65 @@ jetbook VERB --help tells the options of a verb. STORE and DATA are a packed fil
 (*.jets.h5), or sample:qg or sample:wqcd, the simulated jets that come with jetbook.
 exit status: 0 done, 1 it could not be done, 2 wrong usage, 130 interrupted"""
 
-def _doc(v): return v['func'].__doc__.splitlines()[0]
+
+def _doc(v):
+    return v['func'].__doc__.splitlines()[0]
+
 
 def _overview():
     "The verbs, by group"
     groups = dict.fromkeys(v['group'] for v in VERBS.values())
-    lines = {g:[f'  {k:14}{_doc(v)}' for k,v in VERBS.items() if v['group']==g] for g in groups}
-    return 'Machine learning on particle-physics jet images.\n\n' + '\n\n'.join('\n'.join([f'{g}:', *l]) for g,l in lines.items())
+    lines = {g: [f'  {k:14}{_doc(v)}' for k, v in VERBS.items() if v['group'] == g] for g in groups}
+    return 'Machine learning on particle-physics jet images.\n\n' + '\n\n'.join(
+        '\n'.join([f'{g}:', *l]) for g, l in lines.items()
+    )
 
 # %% ../nbs/10_cli.ipynb #a3234c62
-def parser(): # argparse.ArgumentParser
+def parser():  # argparse.ArgumentParser
     "The parser of the command line, from the verbs registered"
     raw = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
-    p = argparse.ArgumentParser('jetbook', usage='jetbook [-h] [--version] VERB ...', description=_overview(), epilog=_EPILOG, **raw)
+    p = argparse.ArgumentParser(
+        'jetbook', usage='jetbook [-h] [--version] VERB ...', description=_overview(), epilog=_EPILOG, **raw
+    )
     p.add_argument('--version', action='version', version=f'jetbook {__version__}')
     sub = p.add_subparsers(prog='jetbook', dest='verb', metavar='VERB', help=argparse.SUPPRESS)
-    for k,v in VERBS.items():
-        q = sub.add_parser(k, description=_doc(v)+'.', epilog='example:\n'+v['example'] if v['example'] else None, **raw)
-        for names,kwargs in v['args']: q.add_argument(*names, **kwargs)
+    for k, v in VERBS.items():
+        q = sub.add_parser(
+            k, description=_doc(v) + '.', epilog='example:\n' + v['example'] if v['example'] else None, **raw
+        )
+        for names, kwargs in v['args']:
+            q.add_argument(*names, **kwargs)
         q.add_argument('-q', '--quiet', action='store_true', help='no progress bars')
         q.add_argument('--debug', action='store_true', help='show the traceback of an error')
         q.set_defaults(func=v['func'])
     return p
 
 # %% ../nbs/10_cli.ipynb #19a28d28
-def _say(*lines): print('jetbook:', '\n  '.join(map(str,lines)), file=sys.stderr, flush=True)
+def _say(*lines):
+    print('jetbook:', '\n  '.join(map(str, lines)), file=sys.stderr, flush=True)
+
 
 def _as_options(text, verb):
     "Settings in a message as options, where the verb has them"
-    names = {n for ns,_ in VERBS.get(verb, {}).get('args', ()) for n in ns}
+    names = {n for ns, _ in VERBS.get(verb, {}).get('args', ()) for n in ns}
+
     def _option(m):
-        o,v = '--'+m[1].replace('_','-'),m[2].strip('"\'')
-        return m[0] if o not in names or v=='None' else o if v=='True' else f'{o} {v}'
+        o = '--' + m[1].replace('_', '-')
+        v = m[2].strip('"\'')
+        return m[0] if o not in names or v == 'None' else o if v == 'True' else f'{o} {v}'
+
     return re.sub(r"""\b([a-z_]+)=('[^']*'|"[^"]*"|[\w.+-]*\w)""", _option, str(text))
+
 
 def _explain(e, verb=None):
     "An error as lines: what, found, expected, do"
-    parts = [(k.capitalize(),getattr(e,k,None)) for k in ('found','expected','do')]
-    return [e.what, *(f'{k}: {_as_options(v, verb)}' for k,v in parts if v is not None)] if hasattr(e,'what') else [str(e) or type(e).__name__]
+    parts = [(k.capitalize(), getattr(e, k, None)) for k in ('found', 'expected', 'do')]
+    return (
+        [e.what, *(f'{k}: {_as_options(v, verb)}' for k, v in parts if v is not None)]
+        if hasattr(e, 'what')
+        else [str(e) or type(e).__name__]
+    )
+
 
 @contextlib.contextmanager
 def _plain_warnings(verb=None):
@@ -91,186 +123,317 @@ def _plain_warnings(verb=None):
 
 # %% ../nbs/10_cli.ipynb #504f215f
 def main(
-    argv:list=None, # arguments; default: those of the process
-): # int, the exit status
+    argv: list = None,  # arguments; default: those of the process
+):  # int, the exit status
     "Run a command line"
     p = parser()
     a = p.parse_args(argv)
-    if a.verb is None: p.print_help(sys.stderr); return 2
+    if a.verb is None:
+        p.print_help(sys.stderr)
+        return 2
     os.environ.setdefault('MPLBACKEND', 'agg')
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that wait must not spin: on a busy machine that costs most of the time
+    os.environ.setdefault(
+        'OMP_WAIT_POLICY', 'PASSIVE'
+    )  # threads that wait must not spin: on a busy machine that costs most of the time
     try:
-        with _plain_warnings(a.verb): a.func(a)
+        with _plain_warnings(a.verb):
+            a.func(a)
         sys.stdout.flush()
-    except KeyboardInterrupt: _say('interrupted'); return 130
-    except BrokenPipeError: # `jetbook info f | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1
+    except KeyboardInterrupt:
+        _say('interrupted')
+        return 130
+    except BrokenPipeError:  # `jetbook info f | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except Exception as e:
-        from jetbook.data import JetbookError
-        if a.debug or not isinstance(e, (JetbookError,OSError)): raise
-        _say(*_explain(e, a.verb)); return 1
+        from jetbook.data.store import JetbookError
+
+        if a.debug or not isinstance(e, (JetbookError, OSError)):
+            raise
+        _say(*_explain(e, a.verb))
+        return 1
     return 0
 
 # %% ../nbs/10_cli.ipynb #1bef9912
 _JSON = arg('--json', action='store_true', help='print JSON')
 _STORE = arg('-o', '--output', required=True, metavar='STORE', help='the store to write, *.jets.h5')
-_SOURCE = [arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
+_SOURCE = [
+    arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
     arg('--channels', metavar='A,B,…', help="channel names, if they aren't the layout's"),
-    arg('--label', metavar='NAME', help="column that holds the class, 0 or 1, if it isn't the layout's")]
+    arg('--label', metavar='NAME', help="column that holds the class, 0 or 1, if it isn't the layout's"),
+]
 _OVERWRITE = arg('--overwrite', action='store_true', help='replace what is there under that name')
+
 
 def _plain(o):
     "`o` in JSON's own types"
-    if hasattr(o, 'to_dict'): o = o.to_dict('index')
-    if isinstance(o, dict): return {str(k):_plain(v) for k,v in o.items()}
-    if isinstance(o, (list,tuple)): return [_plain(v) for v in o]
-    if hasattr(o, 'item') and getattr(o,'ndim',0)==0: o = o.item()
-    if isinstance(o, float) and not math.isfinite(o): return None
-    return o if o is None or isinstance(o, (bool,int,float,str)) else str(o)
+    if hasattr(o, 'to_dict'):
+        o = o.to_dict('index')
+    if isinstance(o, dict):
+        return {str(k): _plain(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)):
+        return [_plain(v) for v in o]
+    if hasattr(o, 'item') and getattr(o, 'ndim', 0) == 0:
+        o = o.item()
+    if isinstance(o, float) and not math.isfinite(o):
+        return None
+    return o if o is None or isinstance(o, (bool, int, float, str)) else str(o)
 
-def _print_json(o): print(json.dumps(_plain(o), indent=1, ensure_ascii=False))
+
+def _print_json(o):
+    print(json.dumps(_plain(o), indent=1, ensure_ascii=False))
 
 # %% ../nbs/10_cli.ipynb #d97d260f
 def _facts(**facts):
     "Names and values under one another"
     from jetbook.demo import fmt
-    for k,v in facts.items(): print(f'{k.replace("_"," "):10} {fmt(v)}')
+
+    for k, v in facts.items():
+        print(f'{k.replace("_", " "):10} {fmt(v)}')
+
 
 def _table(df, name=None):
     from jetbook.demo import text_table
-    print('\n'+text_table(df.rename_axis(name) if name else df))
+
+    print('\n' + text_table(df.rename_axis(name) if name else df))
+
 
 def _open(data):
     "The store that `data` names"
-    from jetbook.data import JetStore,sample
+    from jetbook.data.store import JetStore
+    from jetbook.data.hdf5 import sample
+
     return sample(data.removeprefix('sample:')) if data.startswith('sample:') else JetStore(data)
+
 
 def _fresh(a):
     "Refuse to overwrite a file unasked"
-    from jetbook.data import DataError
-    if Path(a.output).exists() and not a.overwrite: raise DataError(f'{a.output} is there already', do='pass --overwrite, or another name')
+    from jetbook.data.store import DataError
+
+    if Path(a.output).exists() and not a.overwrite:
+        raise DataError(f'{a.output} is there already', do='pass --overwrite, or another name')
     return a.output
 
-def _names(text): return text.split(',') if text else None
 
-def _size(path): n = os.path.getsize(path); return f'{n/1e6:,.1f} MB' if n >= 1e5 else f'{n/1e3:,.1f} kB'
+def _names(text):
+    return text.split(',') if text else None
+
+
+def _size(path):
+    n = os.path.getsize(path)
+    return f'{n / 1e6:,.1f} MB' if n >= 1e5 else f'{n / 1e3:,.1f} kB'
 
 # %% ../nbs/10_cli.ipynb #64a9a7ce
-@verb('look into files',
+@verb(
+    'look into files',
     arg('file', metavar='FILE', help='dense HDF5 or parquet, or a packed store'),
     arg('-n', type=int, default=2000, metavar='N', help='dense files: read the first N jets (default: 2000)'),
     _JSON,
-    example='  jetbook info jets.hdf5')
+    example='  jetbook info jets.hdf5',
+)
 def _info(a):
     "What is in a file: layout, jets, sparsity, channel shares, labels"
-    from jetbook.files import info
+    from jetbook.data.files import info
+
     r = info(a.file, a.n)
-    if a.json: return _print_json(r)
+    if a.json:
+        return _print_json(r)
     import pandas as pd
-    (h,w,c),read = r['shape'],'' if r['read']==r['jets'] else f', of which {r["read"]:,} were read'
-    _facts(file=a.file, layout=r['layout'], source=r['source'], jets=f'{r["jets"]:,}{read}', images=f'{h} x {w}, {c} channel{"s"*(c>1)}, {r["lit_fraction"]:.2%} of the numbers are not zero',
-           packed=f'{r["bytes_a_jet"]:,.0f} bytes a jet, {r["times_smaller"]:.0f} times smaller than dense float32')
+
+    (h, w, c), read = r['shape'], '' if r['read'] == r['jets'] else f', of which {r["read"]:,} were read'
+    _facts(
+        file=a.file,
+        layout=r['layout'],
+        source=r['source'],
+        jets=f'{r["jets"]:,}{read}',
+        images=f'{h} x {w}, {c} channel{"s" * (c > 1)}, {r["lit_fraction"]:.2%} of the numbers are not zero',
+        packed=f'{r["bytes_a_jet"]:,.0f} bytes a jet, {r["times_smaller"]:.0f} times smaller than dense float32',
+    )
     _table(r['channels'], 'channel')
-    if r['columns']: _table(pd.DataFrame(r['columns']).T, 'column')
-    if l := r['labels']: print(f'\nlabels: {l["verdict"]} ({l["tracks_y0"]:.2f} lit track pixels where y=0, {l["tracks_y1"]:.2f} where y=1: {l["sigmas"]:.1f} sigma apart)')
+    if r['columns']:
+        _table(pd.DataFrame(r['columns']).T, 'column')
+    if l := r['labels']:
+        print(
+            f'\nlabels: {l["verdict"]} ({l["tracks_y0"]:.2f} lit track pixels where y=0, {l["tracks_y1"]:.2f} where y=1: {l["sigmas"]:.1f} sigma apart)'
+        )
 
 # %% ../nbs/10_cli.ipynb #46280d35
-@verb('look into files',
+@verb(
+    'look into files',
     arg('store', metavar='STORE', help='a packed store'),
     arg('source', metavar='SOURCE', nargs='*', help='what it was packed from'),
     *_SOURCE,
     _JSON,
-    example='  jetbook verify jets.jets.h5 jets.hdf5')
+    example='  jetbook verify jets.jets.h5 jets.hdf5',
+)
 def _verify(a):
     "Check a store, and that its jets are bit for bit those of the source"
-    from jetbook.files import verify
-    r = verify(a.store, a.source or None, progress=not a.quiet, layout=a.layout, channels=_names(a.channels), label=a.label)
-    if a.json: return _print_json(r)
-    print(f'{a.store}: {r["jets"]:,} jets, sound' + (f'; all of them, and their columns, are bit for bit those of {", ".join(a.source)}' if r['identical'] else '; name the source to compare the jets'))
+    from jetbook.data.files import verify
+
+    r = verify(
+        a.store,
+        a.source or None,
+        progress=not a.quiet,
+        layout=a.layout,
+        channels=_names(a.channels),
+        label=a.label,
+    )
+    if a.json:
+        return _print_json(r)
+    print(
+        f'{a.store}: {r["jets"]:,} jets, sound'
+        + (
+            f'; all of them, and their columns, are bit for bit those of {", ".join(a.source)}'
+            if r['identical']
+            else '; name the source to compare the jets'
+        )
+    )
 
 # %% ../nbs/10_cli.ipynb #f502fcd9
-@verb('make stores',
-    arg('source', metavar='SOURCE', nargs='+', help='HDF5 or parquet files, or a folder of them; several become one store'),
+@verb(
+    'make stores',
+    arg(
+        'source',
+        metavar='SOURCE',
+        nargs='+',
+        help='HDF5 or parquet files, or a folder of them; several become one store',
+    ),
     _STORE,
     *_SOURCE,
-    arg('--towers', type=int, default=5, metavar='N', help='look for towers of N x N pixels (default: 5; 1: none)'),
-    arg('--negative', choices=('raise','zero','keep'), help='negative pixels; default: raise, but keep in signed channels'),
+    arg(
+        '--towers',
+        type=int,
+        default=5,
+        metavar='N',
+        help='look for towers of N x N pixels (default: 5; 1: none)',
+    ),
+    arg(
+        '--negative',
+        choices=('raise', 'zero', 'keep'),
+        help='negative pixels; default: raise, but keep in signed channels',
+    ),
     arg('--float16', action='store_true', help='half the bytes a value, rounded'),
     _OVERWRITE,
-    example='  jetbook pack jets.hdf5 -o jets.jets.h5\n\nA pack that was stopped goes on where it was when started again.')
+    example='  jetbook pack jets.hdf5 -o jets.jets.h5\n\nA pack that was stopped goes on where it was when started again.',
+)
 def _pack(a):
     "Pack dense jet images into a store, without loss"
-    from jetbook.files import pack
+    from jetbook.data.files import pack
+
     _fresh(a)
-    s = pack(a.source, a.output, a.layout, _names(a.channels), a.towers, a.negative, 'float16' if a.float16 else 'float32', a.overwrite, progress=not a.quiet, label=a.label)
+    s = pack(
+        a.source,
+        a.output,
+        a.layout,
+        _names(a.channels),
+        a.towers,
+        a.negative,
+        'float16' if a.float16 else 'float32',
+        a.overwrite,
+        progress=not a.quiet,
+        label=a.label,
+    )
     print(f'{s.path}: {len(s):,} jets, {_size(s.path)}')
 
 # %% ../nbs/10_cli.ipynb #386b848a
-@verb('make stores',
-    arg('kind', metavar='KIND', help='qg: quark and gluon jets, 125x125; wqcd: boosted W and QCD jets, 25x25'),
+@verb(
+    'make stores',
+    arg(
+        'kind', metavar='KIND', help='qg: quark and gluon jets, 125x125; wqcd: boosted W and QCD jets, 25x25'
+    ),
     arg('-n', type=int, required=True, metavar='N', help='jets, half of each class'),
     arg('--seed', type=int, default=0, help='same seed, same jets (default: 0)'),
     arg('--workers', type=int, metavar='W', help='processes; default: one a processor'),
-    _STORE, _OVERWRITE,
-    example="  jetbook simulate qg -n 10000 --seed 1 -o qg.jets.h5\n\nIt needs Pythia 8 and FastJet: pip install 'jetbook[sim]'")
+    _STORE,
+    _OVERWRITE,
+    example="  jetbook simulate qg -n 10000 --seed 1 -o qg.jets.h5\n\nIt needs Pythia 8 and FastJet: pip install 'jetbook[sim]'",
+)
 def _simulate(a):
     "Simulate jets with Pythia 8 and a parametrised detector"
-    from jetbook.simulate import simulate
+    from jetbook.simulate.jets import simulate
+
     s = simulate(a.kind, a.n, a.seed, a.workers, _fresh(a), progress=not a.quiet)
     print(f'{a.output}: {len(s):,} jets, {_size(a.output)}')
 
 # %% ../nbs/10_cli.ipynb #fba906ce
-@verb('make stores',
+@verb(
+    'make stores',
     arg('name', metavar='NAME', help='qg or wqcd'),
-    _STORE, _OVERWRITE,
-    example='  jetbook sample qg -o qg.jets.h5')
+    _STORE,
+    _OVERWRITE,
+    example='  jetbook sample qg -o qg.jets.h5',
+)
 def _sample(a):
     "Copy a sample that comes with jetbook"
-    from jetbook.data import sample
+    from jetbook.data.hdf5 import sample
+
     s = sample(a.name)
     s.save(_fresh(a))
     print(f'{a.output}: {len(s):,} jets, {_size(a.output)}\n{s.source}')
 
 # %% ../nbs/10_cli.ipynb #12558a2f
-@verb('make stores',
+@verb(
+    'make stores',
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FILE', help='the HDF5 file to write'),
     arg('-n', type=int, metavar='N', help='the first N jets; default: all'),
-    arg('--gzip', action='store_true', help='compress, in chunks of one jet (a dense jet of 125x125x3 takes 187.5 kB without)'),
+    arg(
+        '--gzip',
+        action='store_true',
+        help='compress, in chunks of one jet (a dense jet of 125x125x3 takes 187.5 kB without)',
+    ),
     _OVERWRITE,
-    example='  jetbook export-dense sample:qg -n 1000 -o jets.hdf5')
+    example='  jetbook export-dense sample:qg -n 1000 -o jets.hdf5',
+)
 def _export_dense(a):
     "Write dense HDF5 in the layout of the original: X_jets, m0, pt, y"
-    import jetbook.files # gives stores `to_dense`
+    import jetbook.data.files  # gives stores `to_dense`
+
     s = _open(a.store)
-    n = len(s) if a.n is None else min(max(a.n,0), len(s))
-    shape = (1,s.height,s.width) + (() if s.layout=='lagan' else (len(s.channels),))
-    s.to_dense(_fresh(a), range(n), chunks=shape if a.gzip else None, compression='gzip' if a.gzip else None, progress=not a.quiet)
+    n = len(s) if a.n is None else min(max(a.n, 0), len(s))
+    shape = (1, s.height, s.width) + (() if s.layout == 'lagan' else (len(s.channels),))
+    s.to_dense(
+        _fresh(a),
+        range(n),
+        chunks=shape if a.gzip else None,
+        compression='gzip' if a.gzip else None,
+        progress=not a.quiet,
+    )
     print(f'{a.output}: {n:,} jets, {_size(a.output)}')
 
 # %% ../nbs/10_cli.ipynb #7520fe0a
-@verb('train and score',
+@verb(
+    'train and score',
     arg('name', metavar='RECIPE', nargs='?', help='tell all of this one'),
     _JSON,
-    example='  jetbook recipes\n  jetbook recipes conv_ae')
+    example='  jetbook recipes\n  jetbook recipes conv_ae',
+)
 def _recipes(a):
     "What can be trained, and with which settings"
-    from jetbook.runs import get_recipe,recipes
-    _catalogue(a, 'recipe', get_recipe, recipes, ['task','reference','about'])
+    from jetbook.train.recipes import get_recipe, recipes
+
+    _catalogue(a, 'recipe', get_recipe, recipes, ['task', 'reference', 'about'])
+
 
 def _catalogue(a, what, get, table, columns):
     "All there are, or all about the one that is named"
-    if a.name: get(a.name)
+    if a.name:
+        get(a.name)
     t = table() if a.name is None else table().loc[[a.name]]
-    if a.json: return _print_json(t)
+    if a.json:
+        return _print_json(t)
     t = t.assign(reference=t.reference.str.replace(r'(?<![\w.:])(\d{4}\.\d{4,5})', r'arXiv:\1', regex=True))
-    if a.name is None: return _table(t[columns], what)
-    _facts(**{what:a.name}, **t.loc[a.name].to_dict())
+    if a.name is None:
+        return _table(t[columns], what)
+    _facts(**{what: a.name}, **t.loc[a.name].to_dict())
 
 # %% ../nbs/10_cli.ipynb #ad6487d7
-def _lr(text): return text if text=='find' else float(text)
+def _lr(text):
+    return text if text == 'find' else float(text)
 
-@verb('train and score',
+
+@verb(
+    'train and score',
     arg('recipe', metavar='RECIPE', help='see `jetbook recipes`'),
     arg('data', metavar='DATA', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='RUN', help='the run folder to write'),
@@ -279,232 +442,436 @@ def _lr(text): return text if text=='find' else float(text)
     arg('--schedule', help="one_cycle, cosine, flat or flat_cosine; default: the recipe's"),
     arg('--seed', type=int, default=0, help='of weights and order of the jets (default: 0)'),
     arg('--split-seed', type=int, default=0, help='of the split (default: 0)'),
-    arg('--valid', type=float, default=.15, help='part to choose models by (default: 0.15)'),
-    arg('--test', type=float, default=.15, help='part to report on (default: 0.15)'),
+    arg('--valid', type=float, default=0.15, help='part to choose models by (default: 0.15)'),
+    arg('--test', type=float, default=0.15, help='part to report on (default: 0.15)'),
     arg('--n-train', type=int, metavar='N', help='train on N jets only'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
-    arg('--set', action='append', default=[], metavar='NAME=VALUE', help='a setting of the recipe; may be given again'),
-    example='  jetbook train conv_ae sample:qg -o runs/ecal --channels ECAL --epochs 5 --lr 3e-3 --schedule one_cycle\n\nA training that was stopped goes on from its last epoch when started again.')
+    arg(
+        '--set',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a setting of the recipe; may be given again',
+    ),
+    example='  jetbook train conv_ae sample:qg -o runs/ecal --channels ECAL --epochs 5 --lr 3e-3 --schedule one_cycle\n\nA training that was stopped goes on from its last epoch when started again.',
+)
 def _train(a):
     "Train a recipe on jets; the run folder holds all about it"
     from jetbook.demo import training_bar
-    from jetbook.runs import get_recipe,train
-    old = (Path(a.output)/'model.safetensors').exists()
-    settings = {**({'channels':_names(a.channels)} if a.channels else {}), **get_recipe(a.recipe).parse(a.set)}
-    r = train(a.recipe, _open(a.data), a.output, a.epochs, a.lr, a.schedule, a.seed, a.split_seed, a.valid, a.test, a.n_train,
-              progress=False, cbs=() if a.quiet else [training_bar(f'train {a.recipe}')], **settings)
-    if old: return print(f'{r.path} is already trained: {len(r.history)} epochs')
+    from jetbook.train.recipes import get_recipe
+    from jetbook.train.runs import train
+
+    old = (Path(a.output) / 'model.safetensors').exists()
+    settings = {
+        **({'channels': _names(a.channels)} if a.channels else {}),
+        **get_recipe(a.recipe).parse(a.set),
+    }
+    r = train(
+        a.recipe,
+        _open(a.data),
+        a.output,
+        a.epochs,
+        a.lr,
+        a.schedule,
+        a.seed,
+        a.split_seed,
+        a.valid,
+        a.test,
+        a.n_train,
+        progress=False,
+        cbs=() if a.quiet else [training_bar(f'train {a.recipe}')],
+        **settings,
+    )
+    if old:
+        return print(f'{r.path} is already trained: {len(r.history)} epochs')
     _table(r.history.set_index('epoch'))
     print(f'\n{r.path}: {len(r.history)} epochs')
 
 # %% ../nbs/10_cli.ipynb #b13913e0
-@verb('train and score',
+@verb(
+    'train and score',
     arg('run', metavar='RUN', help='a finished run'),
-    arg('data', metavar='DATA', nargs='?', help='the store it was trained on (not needed for shipped samples), or another one with --part all'),
-    arg('--part', default='test', choices=('test','valid','train','all'), help="part of the run's own split (default: test, to be read once), or all of another store"),
+    arg(
+        'data',
+        metavar='DATA',
+        nargs='?',
+        help='the store it was trained on (not needed for shipped samples), or another one with --part all',
+    ),
+    arg(
+        '--part',
+        default='test',
+        choices=('test', 'valid', 'train', 'all'),
+        help="part of the run's own split (default: test, to be read once), or all of another store",
+    ),
     _JSON,
-    example='  jetbook evaluate runs/ecal sample:qg --part valid')
+    example='  jetbook evaluate runs/ecal sample:qg --part valid',
+)
 def _evaluate(a):
     "Score a run on jets it was not trained on"
-    from jetbook.runs import Run,evaluate
+    from jetbook.train.runs import Run, evaluate
+
     r = evaluate(a.run, _open(a.data) if a.data else _trained_on(Run(a.run)), a.part)
-    if a.json: return _print_json(r)
+    if a.json:
+        return _print_json(r)
     import pandas as pd
+
     _table(pd.Series(r, dtype=object).to_frame('value'), f'{a.part} part')
+
 
 def _trained_on(run):
     "The shipped sample a run was trained on"
-    from jetbook.data import ConfigError,sample
-    from jetbook.runs import fingerprint
-    for name in ('qg','wqcd'):
-        if fingerprint(s := sample(name))['digest']==run.config['store']['digest']: return s
-    raise ConfigError(f'{run.name} was trained on jets that do not come with jetbook', found=run.config['store']['source'], do='name the store')
+    from jetbook.data.store import ConfigError
+    from jetbook.data.hdf5 import sample
+    from jetbook.train.runs import fingerprint
+
+    for name in ('qg', 'wqcd'):
+        if fingerprint(s := sample(name))['digest'] == run.config['store']['digest']:
+            return s
+    raise ConfigError(
+        f'{run.name} was trained on jets that do not come with jetbook',
+        found=run.config['store']['source'],
+        do='name the store',
+    )
 
 # %% ../nbs/10_cli.ipynb #fd4a42b3
-@verb('train and score',
+@verb(
+    'train and score',
     arg('run', metavar='RUN', help='a finished run'),
     arg('store', metavar='STORE', help='jets with or without labels: a packed store, or sample:NAME'),
-    arg('-o', '--output', required=True, metavar='CSV', help='the table to write, a row a jet: jet, score, and the label if there is one'),
-    _OVERWRITE, _JSON,
-    example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv')
+    arg(
+        '-o',
+        '--output',
+        required=True,
+        metavar='CSV',
+        help='the table to write, a row a jet: jet, score, and the label if there is one',
+    ),
+    _OVERWRITE,
+    _JSON,
+    example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv',
+)
 def _predict(a):
     "Score jets that need no labels, and write a table of the scores"
     import pandas as pd
-    from jetbook.data import atomic_path
-    from jetbook.runs import Run,predict
-    store,run = _open(a.store),Run(a.run)
+    from jetbook.data.hdf5 import atomic_path
+    from jetbook.train.runs import Run, predict
+
+    store = _open(a.store)
+    run = Run(a.run)
     _fresh(a)
-    t = pd.DataFrame(dict(score=predict(run, store, progress=not a.quiet), **{k:store.columns[k] for k in [store.label_column] if k}))
-    with atomic_path(a.output) as part: t.to_csv(part, index_label='jet')
+    t = pd.DataFrame(
+        dict(
+            score=predict(run, store, progress=not a.quiet),
+            **{k: store.columns[k] for k in [store.label_column] if k},
+        )
+    )
+    with atomic_path(a.output) as part:
+        t.to_csv(part, index_label='jet')
     what = _score_of(run)
-    if a.json: return _print_json(dict(output=a.output, jets=len(t), score=what))
+    if a.json:
+        return _print_json(dict(output=a.output, jets=len(t), score=what))
     print(f'{a.output}: {len(t):,} jets, {_size(a.output)}; score: {what}')
+
 
 def _score_of(run):
     "What the numbers of `predict` are"
-    from jetbook.data import LAYOUTS
+    from jetbook.data.store import LAYOUTS
+
     r = run.recipe
-    if r.task=='classify' and r.evaluate is None: return f'probability of {LAYOUTS[run.config["store"]["layout"]].classes[1]}'
-    return 'mean squared error' if r.task=='reconstruct' else f'as {r.name} has it'
+    if r.task == 'classify' and r.evaluate is None:
+        return f'probability of {LAYOUTS[run.config["store"]["layout"]].classes[1]}'
+    return 'mean squared error' if r.task == 'reconstruct' else f'as {r.name} has it'
 
 # %% ../nbs/10_cli.ipynb #df6ab3dd
 def _contest(a):
     "Train classifiers with several seeds, and put them beside single observables and boosted trees"
-    from jetbook.data import ConfigError
+    from jetbook.data.store import ConfigError
     from jetbook.demo import training_bar
-    from jetbook.taggers import baselines,compare_recipes,plot_roc,tagger_scores,tagger_table
-    if not (a.recipes and a.output and len(a.runs)==1): raise ConfigError('A comparison of recipes needs one store, --recipes and -o', found=f'{len(a.runs)} stores or runs, --recipes {a.recipes}, -o {a.output}')
-    if a.seeds < 1: raise ConfigError('Nothing to train', found=f'--seeds {a.seeds}', expected='1 or more')
+    from jetbook.taggers.compare import baselines, compare_recipes, plot_roc, tagger_scores, tagger_table
+
+    if not (a.recipes and a.output and len(a.runs) == 1):
+        raise ConfigError(
+            'A comparison of recipes needs one store, --recipes and -o',
+            found=f'{len(a.runs)} stores or runs, --recipes {a.recipes}, -o {a.output}',
+        )
+    if a.seeds < 1:
+        raise ConfigError('Nothing to train', found=f'--seeds {a.seeds}', expected='1 or more')
     store = _open(a.runs[0])
-    runs = compare_recipes(store, _names(a.recipes), a.output, range(a.seeds), a.part, a.valid, a.test, None if a.quiet else lambda name: [training_bar(f'train {name}')], epochs=a.epochs, n_train=a.n_train)
+    runs = compare_recipes(
+        store,
+        _names(a.recipes),
+        a.output,
+        range(a.seeds),
+        a.part,
+        a.valid,
+        a.test,
+        None if a.quiet else lambda name: [training_bar(f'train {name}')],
+        epochs=a.epochs,
+        n_train=a.n_train,
+    )
     scores = {**tagger_scores(runs, a.part), **baselines(store, runs[0].split(store), a.part, range(a.seeds))}
     t = tagger_table(scores)
-    if a.plot: _save(plot_roc(scores).figure, a.plot)
+    if a.plot:
+        _save(plot_roc(scores).figure, a.plot)
     _shown(t, a, 'ROC curves')
+
 
 def _save(fig, path):
     import matplotlib.pyplot as plt
+
     fig.savefig(path, dpi=150, bbox_inches='tight')
     plt.close(fig)
 
+
 def _shown(t, a, what):
     "A table, and where its picture is"
-    if a.json: return _print_json(t)
+    if a.json:
+        return _print_json(t)
     _table(t)
-    if a.plot: print(f'\n{a.plot}: {what}')
+    if a.plot:
+        print(f'\n{a.plot}: {what}')
 
 # %% ../nbs/10_cli.ipynb #f41d6a48
-@verb('train and score',
-    arg('runs', metavar='RUN', nargs='+', help='run folders; with --recipes, the jets instead: a packed store or sample:NAME'),
-    arg('--recipes', metavar='A,B,…', help='train these classifiers on the same jets, with several seeds each, and score them'),
-    arg('-o', '--output', metavar='FOLDER', help='with --recipes: where the runs go; those that are there are kept'),
+@verb(
+    'train and score',
+    arg(
+        'runs',
+        metavar='RUN',
+        nargs='+',
+        help='run folders; with --recipes, the jets instead: a packed store or sample:NAME',
+    ),
+    arg(
+        '--recipes',
+        metavar='A,B,…',
+        help='train these classifiers on the same jets, with several seeds each, and score them',
+    ),
+    arg(
+        '-o',
+        '--output',
+        metavar='FOLDER',
+        help='with --recipes: where the runs go; those that are there are kept',
+    ),
     arg('--seeds', type=int, default=3, metavar='N', help='with --recipes: trainings of each (default: 3)'),
     arg('--epochs', type=int, help="with --recipes: default: each recipe's own"),
     arg('--n-train', type=int, metavar='N', help='with --recipes: train on N jets only'),
-    arg('--valid', type=float, default=.1, help='with --recipes: part to choose models by (default: 0.1)'),
-    arg('--test', type=float, default=.4, help='with --recipes: part to report on (default: 0.4)'),
+    arg('--valid', type=float, default=0.1, help='with --recipes: part to choose models by (default: 0.1)'),
+    arg('--test', type=float, default=0.4, help='with --recipes: part to report on (default: 0.4)'),
     arg('--part', default='test', help='whose figures (default: test)'),
     arg('--plot', metavar='PNG', help='also draw ROC curves (classifiers) or losses'),
     _JSON,
-    example='  jetbook compare runs/* --plot runs.png\n  jetbook compare sample:qg --recipes pfn,sage --seeds 3 -o runs/taggers --plot roc.png\n\nA comparison that was stopped goes on where it was when started again.')
+    example='  jetbook compare runs/* --plot runs.png\n  jetbook compare sample:qg --recipes pfn,sage --seeds 3 -o runs/taggers --plot roc.png\n\nA comparison that was stopped goes on where it was when started again.',
+)
 def _compare(a):
     "Runs side by side: what was trained, and what came out"
-    if a.recipes or a.output: return _contest(a)
-    from jetbook.runs import compare,compare_plot
+    if a.recipes or a.output:
+        return _contest(a)
+    from jetbook.train.runs import compare, compare_plot
+
     t = compare(*a.runs, part=a.part)
     ax = compare_plot(*a.runs, part=a.part) if a.plot else None
-    if ax: _save(ax.figure, a.plot)
-    _shown(t if a.json or len(t.columns) <= 2*len(t) else t.T, a, 'losses' if ax and ax.get_ylabel()=='loss' else 'ROC curves')
+    if ax:
+        _save(ax.figure, a.plot)
+    _shown(
+        t if a.json or len(t.columns) <= 2 * len(t) else t.T,
+        a,
+        'losses' if ax and ax.get_ylabel() == 'loss' else 'ROC curves',
+    )
 
 # %% ../nbs/10_cli.ipynb #121a130d
-@verb('squeeze jets',
-    arg('model', metavar='MODEL', help='a finished run of pixel_code, or of an autoencoder without transforms'),
+@verb(
+    'squeeze jets',
+    arg(
+        'model', metavar='MODEL', help='a finished run of pixel_code, or of an autoencoder without transforms'
+    ),
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FILE', help='the compressed file to write, *.jetz'),
     arg('--step', type=float, metavar='S', help="of the rounding, smaller is finer; default: the model's"),
     arg('--block', type=int, default=2048, metavar='N', help='jets coded together (default: 2048)'),
-    _OVERWRITE, _JSON,
-    example='  jetbook train pixel_code sample:wqcd -o runs/code\n  jetbook compress runs/code sample:wqcd -o jets.jetz --step 0.25')
+    _OVERWRITE,
+    _JSON,
+    example='  jetbook train pixel_code sample:wqcd -o runs/code\n  jetbook compress runs/code sample:wqcd -o jets.jetz --step 0.25',
+)
 def _compress(a):
     "Write jets as a compressed file, with a trained code"
-    from jetbook.codec import compress
-    r = compress(a.model, _open(a.store), _fresh(a), a.step, a.block, progress=not a.quiet)
-    if a.json: return _print_json(r)
-    print(f'{a.output}: {r["jets"]:,} jets, {_size(a.output)}; {r["bytes_a_jet"]:.1f} bytes a jet, without columns')
+    from jetbook.codec.files import compress
 
-@verb('squeeze jets',
+    r = compress(a.model, _open(a.store), _fresh(a), a.step, a.block, progress=not a.quiet)
+    if a.json:
+        return _print_json(r)
+    print(
+        f'{a.output}: {r["jets"]:,} jets, {_size(a.output)}; {r["bytes_a_jet"]:.1f} bytes a jet, without columns'
+    )
+
+
+@verb(
+    'squeeze jets',
     arg('file', metavar='FILE', help='a compressed file, *.jetz'),
     arg('-m', '--model', required=True, metavar='MODEL', help='the run it was written with'),
-    _STORE, _OVERWRITE,
-    example='  jetbook decompress jets.jetz -m runs/code -o rounded.jets.h5')
+    _STORE,
+    _OVERWRITE,
+    example='  jetbook decompress jets.jetz -m runs/code -o rounded.jets.h5',
+)
 def _decompress(a):
     "Read a compressed file into a store"
-    from jetbook.codec import decompress
+    from jetbook.codec.files import decompress
+
     s = decompress(a.file, a.model, _fresh(a), progress=not a.quiet)
     print(f'{a.output}: {len(s):,} jets, {_size(a.output)}')
 
 # %% ../nbs/10_cli.ipynb #c5fcfbd8
-@verb('look for anomalies',
+@verb(
+    'look for anomalies',
     arg('name', metavar='DETECTOR', nargs='?', help='tell all of this one'),
     _JSON,
-    example='  jetbook detectors\n  jetbook detectors nae')
+    example='  jetbook detectors\n  jetbook detectors nae',
+)
 def _detectors(a):
     "The ways to call a jet anomalous, and their settings"
-    from jetbook.anomaly import detectors,get_detector
-    _catalogue(a, 'detector', get_detector, detectors, ['reference','about'])
+    from jetbook.anomaly.methods import detectors, get_detector
+
+    _catalogue(a, 'detector', get_detector, detectors, ['reference', 'about'])
 
 # %% ../nbs/10_cli.ipynb #31b81ed6
-@verb('look for anomalies',
+@verb(
+    'look for anomalies',
     arg('detector', metavar='DETECTOR', help='see `jetbook detectors`'),
     arg('data', metavar='DATA', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FOLDER', help='where the fitted detector is kept'),
-    arg('--background', metavar='CLASS', help='the class that is background, by name or number (default: all jets are)'),
+    arg(
+        '--background',
+        metavar='CLASS',
+        help='the class that is background, by name or number (default: all jets are)',
+    ),
     arg('--mixture', metavar='DATA', help='unlabelled jets with anomalies among them, for cwola'),
     arg('--seed', type=int, default=0, help='of all that is random in fitting (default: 0)'),
-    arg('--set', action='append', default=[], metavar='NAME=VALUE', help='a setting of the detector; may be given again'),
-    example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\nOf background 10% are kept aside for the p-values. A fit that was stopped goes on.')
+    arg(
+        '--set',
+        action='append',
+        default=[],
+        metavar='NAME=VALUE',
+        help='a setting of the detector; may be given again',
+    ),
+    example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\nOf background 10% are kept aside for the p-values. A fit that was stopped goes on.',
+)
 def _fit(a):
     "Fit an anomaly detector to background jets"
-    from jetbook.search import learn_background
-    d = learn_background(a.detector, _open(a.data), a.background, a.seed, out=a.output, mixture=_open(a.mixture) if a.mixture else None, progress=not a.quiet, **_settings(a.set))
+    from jetbook.anomaly.methods import learn_background
+
+    d = learn_background(
+        a.detector,
+        _open(a.data),
+        a.background,
+        a.seed,
+        out=a.output,
+        mixture=_open(a.mixture) if a.mixture else None,
+        progress=not a.quiet,
+        **_settings(a.set),
+    )
     print(f'{a.output}: {d!r}, fitted to {d.source["n"]:,} jets, calibrated on {len(d.reference_scores):,}')
+
 
 def _settings(pairs):
     "Settings from texts 'name=value', read as JSON, else as strings"
-    from jetbook.runs import Recipe
+    from jetbook.train.recipes import Recipe
+
     return Recipe('settings', None, None).parse(pairs)
 
 # %% ../nbs/10_cli.ipynb #2d0b0d9a
-@verb('look for anomalies',
+@verb(
+    'look for anomalies',
     arg('run', metavar='RUN', help="a fitted detector, or a finished run of an autoencoder"),
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
-    arg('-o', '--output', required=True, metavar='STORE', help='the packed store to write, with the scores as columns, and a picture beside it'),
+    arg(
+        '-o',
+        '--output',
+        required=True,
+        metavar='STORE',
+        help='the packed store to write, with the scores as columns, and a picture beside it',
+    ),
     arg('--top', type=int, default=8, metavar='N', help='jets in the picture and the table (default: 8)'),
-    _OVERWRITE, _JSON,
-    example='  jetbook scan runs/qcd sample:wqcd -o scanned.jets.h5')
+    _OVERWRITE,
+    _JSON,
+    example='  jetbook scan runs/qcd sample:wqcd -o scanned.jets.h5',
+)
 def _scan(a):
     "Score a store, keep the scores beside the jets, and draw the most anomalous"
-    from jetbook.search import scan,scan_notes,strangest
+    from jetbook.anomaly.methods import scan, scan_notes, strangest
+
     df = scan(a.run, _open(a.store), _fresh(a), top=a.top)
-    if a.json: return _print_json(df.head(a.top))
+    if a.json:
+        return _print_json(df.head(a.top))
     _table(strangest(df, a.top))
     print('', *scan_notes(df, a.top), sep='\n')
-    print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {Path(a.output).name.removesuffix(".h5").removesuffix(".jets")}.png')
+    print(
+        f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {Path(a.output).name.removesuffix(".h5").removesuffix(".jets")}.png'
+    )
 
 # %% ../nbs/10_cli.ipynb #212f0b32
-@verb('look for anomalies',
+@verb(
+    'look for anomalies',
     arg('data', metavar='DATA', help='a packed store with labels, or sample:NAME'),
-    arg('-o', '--output', required=True, metavar='FOLDER', help='for the fits and scores; those that are there are kept'),
-    arg('--background', required=True, metavar='CLASS', help='the class that is background, by name or number'),
+    arg(
+        '-o',
+        '--output',
+        required=True,
+        metavar='FOLDER',
+        help='for the fits and scores; those that are there are kept',
+    ),
+    arg(
+        '--background', required=True, metavar='CLASS', help='the class that is background, by name or number'
+    ),
     arg('--methods', metavar='A,B,…', help='names of the table, or of detectors (default: all of the table)'),
     arg('--seeds', type=int, default=3, metavar='N', help='fits of each (default: 3)'),
-    arg('--part', default='test', choices=('test','valid'), help='whose figures (default: test, to be read once)'),
-    arg('--n-train', type=int, default=4800, metavar='N', help='background jets to learn from, at most (default: 4800)'),
+    arg(
+        '--part',
+        default='test',
+        choices=('test', 'valid'),
+        help='whose figures (default: test, to be read once)',
+    ),
+    arg(
+        '--n-train',
+        type=int,
+        default=4800,
+        metavar='N',
+        help='background jets to learn from, at most (default: 4800)',
+    ),
     arg('--plot', metavar='PNG', help='also draw what cuts gain'),
     _JSON,
-    example='  jetbook search sample:wqcd --background QCD -o runs/search\n  jetbook search sample:wqcd --background W -o runs/back --methods surrogates,nae --seeds 1')
+    example='  jetbook search sample:wqcd --background QCD -o runs/search\n  jetbook search sample:wqcd --background W -o runs/back --methods surrogates,nae --seeds 1',
+)
 def _search(a):
     "All methods on the same jets: AUC, gain of a cut, mass sculpting"
-    from jetbook.search import METHODS,ceiling,plot_gain,search,search_table
+    from jetbook.taggers.contrastive import CONTRASTIVE_METHODS
+    from jetbook.anomaly.search import ceiling, plot_gain, search, search_table
+
     store = _open(a.data)
-    methods = METHODS if not a.methods else {k:METHODS.get(k, dict(detector=k)) for k in _names(a.methods)}
-    scores = search(store, a.background, a.output, methods, range(a.seeds), a.part, a.n_train, progress=not a.quiet)
+    methods = (
+        CONTRASTIVE_METHODS
+        if not a.methods
+        else {k: CONTRASTIVE_METHODS.get(k, dict(detector=k)) for k in _names(a.methods)}
+    )
+    scores = search(
+        store, a.background, a.output, methods, range(a.seeds), a.part, a.n_train, progress=not a.quiet
+    )
     scores['told the labels'] = ceiling(store, a.background, range(a.seeds), a.part)
-    t = search_table(scores, next((store.columns[k] for k in ('m0','jet_mass') if k in store.columns), None))
-    if a.plot: _save(plot_gain(scores, t.index[:8]).figure, a.plot)
+    t = search_table(scores, next((store.columns[k] for k in ('m0', 'jet_mass') if k in store.columns), None))
+    if a.plot:
+        _save(plot_gain(scores, t.index[:8]).figure, a.plot)
     _shown(t, a, 'what cuts gain')
 
 # %% ../nbs/10_cli.ipynb #5247d05b
-@verb('all at once',
+@verb(
+    'all at once',
     arg('-o', '--output', default='demo', metavar='FOLDER', help='for all it writes (default: demo)'),
     arg('--jets', type=int, default=4000, metavar='N', help='jets to use (default: 4000)'),
     arg('--epochs', type=int, default=6, help='of each training (default: 6)'),
     arg('--lr', type=float, default=3e-3, help='peak of the learning rate (default: 0.003)'),
     arg('--seed', type=int, default=0, help='of the trainings (default: 0)'),
-    example='  jetbook demo -o demo\n  jetbook demo -o quick --jets 400 --epochs 1')
+    example='  jetbook demo -o demo\n  jetbook demo -o quick --jets 400 --epochs 1',
+)
 def _demo(a):
     "The whole chain on shipped jets, and a report of it"
     from jetbook.demo import demo
+
     d = demo(a.output, a.jets, a.epochs, a.lr, a.seed, progress=not a.quiet)
     _table(d.taggers, 'taggers, test part')
     _table(d.scores, 'autoencoders, test part')
@@ -512,4 +879,5 @@ def _demo(a):
     print(f'\n{sum(d.seconds.values()):.0f} seconds{memory}. Report: {d.report}')
 
 # %% ../nbs/10_cli.ipynb #07ddfe43
-if __name__=='__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

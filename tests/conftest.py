@@ -49,7 +49,7 @@ def survives(*args, **kwargs):
 @pytest.fixture(scope='session')
 def toys():
     "Toy quark/gluon jets"
-    from jetbook.data import toy_jets
+    from jetbook.data.store import toy_jets
     return toy_jets(40)
 
 @pytest.fixture
@@ -60,5 +60,5 @@ def store_file(toys, tmp_path):
 @pytest.fixture
 def dense_file(toys, tmp_path):
     "A dense file in the CMS layout"
-    import jetbook.files
+    import jetbook.data.files
     return toys.to_dense(tmp_path/'toy.h5')

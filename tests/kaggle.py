@@ -39,8 +39,8 @@ def tell(**kwargs):
 WRITE = """
 import json, sys, time, os
 start = time.time()
-import numpy as np, jetbook.files
-from jetbook.data import sample
+import numpy as np, jetbook.data.files
+from jetbook.data.hdf5 import sample
 from pathlib import Path
 s,n,dest = sample('qg'),int(sys.argv[1]),Path(sys.argv[2])
 dest.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ tell(note=f'{n:,} jets, {dest.stat().st_size/2**20:,.0f} MiB, {n*125*125*3*4/1e9
 FIND = """
 import json, sys, time
 start = time.time()
-from jetbook.data import find
+from jetbook.data.files import find
 s = find(progress=False)
 assert 'site-packages' in sys.modules['jetbook'].__file__
 tell(jets=len(s), note=f'{s.path.name}, {s.path.stat().st_size/2**20:,.0f} MiB')
@@ -58,8 +58,8 @@ tell(jets=len(s), note=f'{s.path.name}, {s.path.stat().st_size/2**20:,.0f} MiB')
 TRAIN = """
 import json, shutil, sys, time
 start = time.time()
-from jetbook.data import find
-from jetbook.runs import train
+from jetbook.data.files import find
+from jetbook.train.runs import train
 s = find(progress=False)
 shutil.rmtree('runs', ignore_errors=True) # or the run would go on, and measure less
 run = train('pfn_quick', s, 'runs/pfn_quick', epochs=1, progress=False)

@@ -62,8 +62,8 @@ def test_alone_it_lists_the_verbs():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Toy jets, packed and dense, and images to train on that are small"
-    from jetbook.data import toy_jets
-    import jetbook.files
+    from jetbook.data.store import toy_jets
+    import jetbook.data.files
     d = tmp_path_factory.mktemp('cli')
     toy_jets(40).to_dense(d/'toy.h5')
     toy_jets(80, 'wqcd').save(d/'w.jets.h5')
@@ -116,7 +116,7 @@ def test_predict_jets_without_labels(folder):
     "From a dense file without labels to a table of scores; evaluate sends there, and a run that is there already is said to be"
     import h5py
     import pandas as pd
-    from jetbook.data import JetStore
+    from jetbook.data.store import JetStore
     line = ('train', 'pfn_quick', 'toy.h5.jets.h5', '-o', 'runs/tagger', '--epochs', 1, '--set', 'bs=8')
     jetbook('pack', 'toy.h5', '-o', 'toy.h5.jets.h5', '-q', cwd=folder)
     jetbook(*line, '-q', cwd=folder)
@@ -138,7 +138,7 @@ def test_predict_jets_without_labels(folder):
 
 def test_fit_scan_search(folder):
     "A fitted detector is a bundle on its own; scores and p-values stand beside the jets; a bundle that was tampered with is refused"
-    from jetbook.data import JetStore, toy_jets
+    from jetbook.data.store import JetStore, toy_jets
     toy_jets(400, 'wqcd').save(folder/'more.jets.h5')
     line = ('fit', 'knn_observables', 'more.jets.h5', '--background', 'QCD', '-o', 'det')
     assert '120 jets' in jetbook(*line, cwd=folder).stdout

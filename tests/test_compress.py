@@ -12,7 +12,7 @@ TRAIN = '--epochs 1 --set hidden=8 --set bs=32 --set steps=[0.001,0.5] --set ste
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Toy jets, two trained codes, and a compressed file of the first"
-    from jetbook.data import toy_jets
+    from jetbook.data.store import toy_jets
     d = tmp_path_factory.mktemp('compress')
     toy_jets(120, 'wqcd').save(d/'w.jets.h5')
     toy_jets(8).save(d/'qg.jets.h5')
@@ -53,9 +53,9 @@ def block(n, data=b'', cols=b'', check=0): return struct.pack('<IIIII', n, len(d
 END = block(0)[:12]+bytes(8)
 
 def test_there_and_back(folder):
-    from jetbook.codec import make_codec
-    from jetbook.compress import quantise
-    from jetbook.data import JetStore
+    from jetbook.codec.files import make_codec
+    from jetbook.codec.codes import quantise
+    from jetbook.data.store import JetStore
     r = jetbook('compress', 'code', 'w.jets.h5', '-o', 'a.jetz', '--step', '0.05', '--json', cwd=folder)
     i = json.loads(r.stdout)
     assert i['jets']==120 and i['step']==.05 and i['bytes']==(folder/'a.jetz').stat().st_size and 'compress: 100%' in r.stderr
@@ -68,8 +68,8 @@ def test_there_and_back(folder):
 
 def test_blocks_and_threads_change_nothing(folder):
     "Other processes, numbers of threads and machines read the same jets: the arithmetic is exact"
-    from jetbook.data import JetStore
-    code = "import sys, torch; torch.set_num_threads(int(sys.argv[1])); from jetbook.codec import decompress; decompress('w.jetz', 'code', sys.argv[2], progress=False)"
+    from jetbook.data.store import JetStore
+    code = "import sys, torch; torch.set_num_threads(int(sys.argv[1])); from jetbook.codec.files import decompress; decompress('w.jetz', 'code', sys.argv[2], progress=False)"
     import os
     for n in ('1','2'): subprocess.run([sys.executable, '-c', code, n, f't{n}.jets.h5'], cwd=folder, check=True, env={**os.environ, 'OMP_NUM_THREADS':n, 'OPENBLAS_NUM_THREADS':n})
     assert here('compress', folder/'code', folder/'w.jets.h5', '-o', folder/'one.jetz', '--block', 120, '-q')[0]==0
@@ -138,7 +138,7 @@ def test_a_bomb_of_columns_takes_no_memory(folder):
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(2**31))
     (folder/'bomb.jetz').write_bytes(build(head, block(n, blocks[20:20+a], bomb, check)+blocks[20+a+b:]))
     refused(folder, (folder/'bomb.jetz').read_bytes(), 'bytes of columns')
-    code = ("import resource; from jetbook.codec import decompress; from jetbook.data import DataError; from jetbook.runs import Run\n"
+    code = ("import resource; from jetbook.codec.files import decompress; from jetbook.data.store import DataError; from jetbook.train.runs import Run\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024\n"
             "Run('code').model; start = peak()\n"                              # all that is needed anyway is in memory
             "try: decompress('bomb.jetz', 'code', progress=False)\n"

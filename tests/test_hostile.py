@@ -5,8 +5,8 @@ from collections import Counter
 import h5py, numpy as np, pytest
 
 from conftest import survives
-from jetbook.data import DataError, JetStore, JetbookError, StoreError
-from jetbook.files import info, open_source, pack, verify
+from jetbook.data.store import DataError, JetStore, JetbookError, StoreError
+from jetbook.data.files import info, open_source, pack, verify
 
 def refused(fn, *texts, kind=DataError):
     "`fn` must raise a `kind` whose message holds `texts` and says what was found, or what to do"

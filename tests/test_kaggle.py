@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jetbook.data import JetStore, find, sample
+from jetbook.data.store import JetStore
+from jetbook.data.files import find
+from jetbook.data.hdf5 import sample
 
 sys.path.insert(0, str(Path(__file__).parent))
 import kaggle
@@ -12,7 +14,7 @@ import kaggle
 @pytest.fixture
 def machine(tmp_path, toys):
     "A folder like Kaggle's, with a small file of the CMS layout that may only be read, and the working folder"
-    import jetbook.files
+    import jetbook.data.files
     dense = tmp_path/'input'/kaggle.NAME
     dense.parent.mkdir(parents=True); (tmp_path/'working').mkdir()
     toys.to_dense(dense, chunks=(8,125,125,3), compression=1)
@@ -22,7 +24,7 @@ def machine(tmp_path, toys):
 
 def found(work, **env):
     "What `find()` says in a fresh process in the folder `work`, and the number of jets it returns"
-    code = 'from jetbook.data import find; s = find(progress=False); print(len(s))'
+    code = 'from jetbook.data.store import find; s = find(progress=False); print(len(s))'
     env = {**os.environ, 'PYTHONPATH':str(kaggle.ROOT), 'JETBOOK_DATA':str(work.parent/'input'), **env}
     r = subprocess.run([sys.executable, '-c', code], cwd=work, env=env, capture_output=True, text=True, timeout=120)
     assert r.returncode==0, r.stderr

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import h5py, numpy as np, pytest
 
-import jetbook.files as files
+import jetbook.data.files as files
 from conftest import child, survives
-from jetbook.data import DataError, JetStore, toy_jets
-from jetbook.files import pack
+from jetbook.data.store import DataError, JetStore, toy_jets
+from jetbook.data.files import pack
 
 @pytest.fixture
 def late_file(tmp_path):

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 import h5py, numpy as np, pytest, torch
 from hypothesis import assume, given, settings, strategies as st
 
-import jetbook.files as files
-from jetbook.data import JetStore
-from jetbook.files import array_source, from_images, open_source, pack, verify
+import jetbook.data.files as files
+from jetbook.data.store import JetStore
+from jetbook.data.files import array_source, from_images, open_source, pack, verify
 
 WIDTH = {np.float16:16, np.float32:32, np.float64:32}  # float64 images of numbers that float32 holds
 TINY = {16:6e-8, 32:1e-45}                             # the smallest subnormal
@@ -209,7 +209,7 @@ def test_a_reused_buffer_is_as_good_as_a_fresh_one(a, b, data):
 @given(jet_images(), st.data())
 def test_torch_path_gives_the_same_images(jets, data):
     "The path for accelerators, run on torch's CPU operations"
-    from jetbook.data import _images_torch
+    from jetbook.data.store import _images_torch
     x,up = jets
     s = from_images(x, towers=up)
     idx = torch.tensor(data.draw(st.lists(st.integers(0,len(x)-1), min_size=1, max_size=8)))

@@ -135,7 +135,7 @@ def test_front_page_lists_every_notebook():
 
 def test_importing_the_store_needs_no_development_tool():
     "What `pip install jetbook` brings is enough, and nothing heavy comes with the store"
-    code = "import sys, jetbook.data; print(*sorted({'nbdev','execnb','sphinx','pytest','pythia8mc','fastjet','fastai'} & set(sys.modules)))"
+    code = "import sys, jetbook.data.store; print(*sorted({'nbdev','execnb','sphinx','pytest','pythia8mc','fastjet','fastai'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()==''
 
 import runnb

@@ -6,8 +6,10 @@ import pandas as pd, pytest
 SCRIPT = '''
 import sys,time
 from fastai.callback.core import Callback
-from jetbook.data import toy_jets
-from jetbook.runs import recipe,toy_learner,train
+from jetbook.data.store import toy_jets
+from jetbook.train.recipes import recipe
+from jetbook.train.training import toy_learner
+from jetbook.train.runs import train
 
 @recipe(task='classify', lr_max=.05)
 def killable(store, split, *, width=16, dropout=.3):

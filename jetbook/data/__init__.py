@@ -1,0 +1,1 @@
+from . import hdf5, files # patch what reads and writes files onto `JetStore`
