@@ -69,7 +69,8 @@ def _delta_r(p, eta, phi):
 def _from_store(store, idx, channels, cell, threshold):
     if channels is not None:
         store = store.select(channels=channels)
-    row, col, ch, value, offsets = store.clouds(idx)
+    c = store.clouds(idx)
+    row, col, ch, value, offsets = c.row, c.col, c.channel, c.value, c.offsets
     eta, phi = eta_phi(row, col, store.height, store.width, store.cell if cell is None else cell)
     pt = value.astype(np.float64) * (np.array([store.upsample[c] for c in store.channels]) ** 2)[ch]
     return _keep(Particles(pt, eta, phi, offsets), True if threshold is None else value > threshold)

@@ -23,7 +23,9 @@ def native_nodes(
     max_nodes: int = None,  # the most nodes of a jet; the brightest are kept
 ):  # Nodes
     "One node an entry of the store"
-    *cloud, offsets = store.clouds(idx)
+    c = store.clouds(idx)
+    cloud = (c.row, c.col, c.channel, c.value)
+    offsets = c.offsets
     n = offsets[-1]
     up = _upsample(store)
     res = np.empty(n, np.float32), np.empty(n, np.float32), np.zeros((n, len(up)), np.float32)
@@ -232,7 +234,9 @@ def pixel_nodes(
     max_nodes: int = None,  # the most nodes of a jet; the brightest are kept
 ):  # Nodes
     "One node a pixel above the threshold, row by row"
-    *cloud, offsets = store.clouds(idx)
+    c = store.clouds(idx)
+    cloud = (c.row, c.col, c.channel, c.value)
+    offsets = c.offsets
     up = _upsample(store)
     size = (store.height, store.width)
     size2 = (resize, resize) if resize else size
