@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test notebooks docs bench wheel release clean
+.PHONY: help demo test notebooks docs linkcheck bench wheel release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,10 @@ docs: $(DEV_STAMP) ## the site in _docs/ (warnings are errors, every link is che
 	python docs/links.py _docs
 	python docs/readme.py
 	@echo "open _docs/index.html"
+
+linkcheck: $(DEV_STAMP) ## do the links that lead out of the site answer? (needs the network)
+	python docs/nbsrc.py
+	sphinx-build -q -b linkcheck -c docs docs/_nbs _docs/linkcheck
 
 bench: $(DEV_STAMP) ## timed comparisons -> benchmarks/RESULTS.md
 	python benchmarks/run.py $(ARGS)

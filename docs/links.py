@@ -1,10 +1,10 @@
 """Check the built site: every relative link and file resolves, every anchor exists, links outward are sound.
 
-    python docs/links.py _docs              what is wrong, one line each; exit status 1 if anything is
-    python docs/links.py _docs --external   the links that lead outward, with the number of pages they are on
+    python docs/links.py _docs     what is wrong, one line each; exit status 1 if anything is
+
+Whether the links outward answer is asked by Sphinx's `linkcheck` (`make linkcheck`), which needs the network.
 """
 import re, sys
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -56,15 +56,9 @@ def problems(site):
             elif u.fragment and file.suffix=='.html':
                 if unquote(u.fragment) not in there[file.relative_to(site).as_posix()].ids: yield f'{name}: {url}: no such place on that page'
 
-def external(site):
-    "Links outward, and on how many pages they are"
-    site = Path(site)
-    return Counter(url for p in pages(site).values() for url in set(p.links+p.loads) if _is_outward(url) and not url.startswith('data:'))
-
-def main(site='_docs', *args):
-    if '--external' in args: return print('\n'.join(f'{n:4} {url}' for url,n in sorted(external(site).items())))
+def main(site='_docs'):
     if bad := list(problems(site)): sys.exit('\n'.join([*bad, f'{len(bad)} links are wrong']))
     there = pages(Path(site))
-    print(f'{len(there)} pages, {sum(len(p.links) for p in there.values()):,} links: all lead somewhere; {len(external(site))} lead outward')
+    print(f'{len(there)} pages, {sum(len(p.links) for p in there.values()):,} links: all lead somewhere')
 
 if __name__=='__main__': main(*sys.argv[1:])

@@ -2,7 +2,6 @@
 import io, re
 from pathlib import Path
 from PIL import Image
-from api import Module
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT/'docs'/'pages'
@@ -15,7 +14,7 @@ def _toctree(names): return '```{toctree}\n:hidden:\n\n'+'\n'.join(names)+'\n```
 
 def _html(s): return s.replace('&','&amp;').replace('<','&lt;').replace('>','&gt;').replace('"','&quot;')
 
-def _thumb_name(book, k, s, i=0): return f'{book.pages[k]}-{s.anchor}-{i}.png'
+def _thumb_name(book, k, s, i=0): return f"{book.pages[k].replace('/', '-')}-{s.anchor}-{i}.png"
 
 def _link(url, text): return f'[{text}]({url})'
 
@@ -38,7 +37,7 @@ def _pictures(text, book, out, up):
     def _one(m):
         s,png = picture(book, m[1])
         k = m[1].partition('#')[0]
-        name,of = f'pictures/{k}-{s.anchor}.png','the front page' if k=='index' else k
+        name,of = f"pictures/{k.replace('/', '-')}-{s.anchor}.png",'the front page' if k=='index' else k
         (out/'pictures').mkdir(exist_ok=True); (out/name).write_bytes(png)
         return f'```{{figure}} {up}{name}\n:alt: {s.alt}\n\n{m[2]} From [{of}]({up}{book.pages[k]}.ipynb).\n```'
     return _pic.sub(_one, text)
@@ -71,23 +70,36 @@ def written(book, out):
 
 # --- the book's contents
 
-def _card(book, k):
+def _card(title, link, kind, text='', image='', alt=''):
+    "A card of sphinx-design: a picture, a title that links, and a line of text"
+    options = [f':link: {link}', f':link-type: {kind}'] + ([f':img-top: {image}', f':img-alt: {alt}'] if image else [])
+    return '\n'.join([f':::{{grid-item-card}} {title}', *options, '', text, ':::'])
+
+def _grid(cards, columns='1 2 3 3'): return '\n'.join([f'::::{{grid}} {columns}', ':gutter: 3', '', *cards, '::::'])
+
+def _chapter(book, k):
     "A notebook of the contents: its first picture, title and subtitle"
     first = next((s for s in book.shown[k] if s.pngs), None)
-    img = f'<img src="thumbs/{_thumb_name(book, k, first)}" alt="{_html(first.alt)}" loading="lazy">' if first else ''
-    return f'<a class="jb-card" href="{book.pages[k]}.html">{img}<span><b>{_html(book.number(k))} {_html(book.title(k))}</b><br>{_html(book.about(k))}</span></a>'
+    picture = dict(image=f'/thumbs/{_thumb_name(book, k, first)}', alt=first.alt) if first else {}
+    return _card(f'{book.number(k)} {book.title(k)}'.strip(), '/'+book.pages[k], 'doc', book.about(k), **picture)
 
 def contents(book, out):
     "The notebooks in order, by part, each with a picture"
-    text = ['# The book', 'The notebooks in the order to read them. Each is also a module of the library: what you read is what `import jetbook` runs. '
-            'Code, pictures and tables are as the notebook\'s last run left them.']
-    for part,ks in book.parts.items(): text.append(f'## {part}\n\n<div class="jb-cards">\n'+'\n'.join(_card(book, k) for k in ks)+'\n</div>')
-    names = [f'{book.number(k)} {book.title(k)} <{book.pages[k]}>' for ks in book.parts.values() for k in ks]
+    text = ['# The book', 'The notebooks in the order to read them. A chapter is also a module of the library: what you read is what `import jetbook` runs. A study exports nothing: it asks a question '
+            'and answers it with the library. Code, pictures and tables are as the notebook\'s last run left them.']
+    for part,ks in book.parts.items(): text.append(f'## {part}\n\n'+_grid([_chapter(book, k) for k in ks]))
+    names = [f'{book.number(k)} {book.title(k)} <{book.pages[k]}>'.strip() for ks in book.parts.values() for k in ks]
     _put(out, 'book.md', '\n\n'.join([*text, _toctree(names)]))
 
 # --- results
 
-def _command(name): return f"make bench ARGS='--only {name}'"
+TABLES = ROOT/'nbs'/'studies'/'tables' # a section of the results each, written by the study of that name
+
+def _study(name):
+    "The study that writes the section `b6` of the results, or None where a benchmark does"
+    return next((f.stem for f in sorted(TABLES.glob('*.md')) if f.read_text(encoding='utf-8').startswith(f'## {name.upper()}:')), None)
+
+def _command(name): return f'make studies NB={_study(name)}' if _study(name) else f"make bench ARGS='--only {name}'"
 
 def _in_one_sentence(title): return title.split(':', 1)[1].strip()
 
@@ -98,9 +110,9 @@ def benchmarks(book, out):
     for title,body in parts:
         name = title.split(':')[0].lower()
         scripts = sorted((ROOT/'benchmarks').glob(f'{name}_*.py'))
-        told = [k for k in book.nbs if k!='index' and re.search(rf'--only {name}\b', book.text[k])]
+        told = [k for k in book.nbs if k!='index' and (re.search(rf'--only {name}\b', book.text[k]) or k==f'studies/{_study(name)}')]
         how = [f'Again: `{_command(name)}`', *(_link(f'{book.blob}benchmarks/{s.name}', f'`{s.name}`') for s in scripts)]
-        if told: how.append('read in ' + ', '.join(_link(f'../{book.pages[k]}.ipynb', f'{book.number(k)} {book.title(k)}') for k in told))
+        if told: how.append('read in ' + ', '.join(_link(f'../{book.pages[k]}.ipynb', f'{book.number(k)} {book.title(k)}'.strip()) for k in told))
         body = body.replace('](README.md', '](how.md').replace('README.md', '[How it is measured](how.md)')
         _put(out, f'results/{name}.md', f"# {title}\n\n{{.jb-nav}}\n{' · '.join(how)}\n\n{body}")
         res.append((name, title))
@@ -109,13 +121,12 @@ def benchmarks(book, out):
     return re.sub(r'^# .*\n', '', head).strip(), res
 
 def _thumb(png, fn, width=360):
-    "A small copy of a picture for the gallery; returns its size"
+    "A small copy of a picture for the gallery"
     with Image.open(io.BytesIO(png)) as im:
         im = im.convert('RGBA')
         page = Image.new('RGB', im.size, 'white'); page.paste(im, mask=im.getchannel('A'))
         page.thumbnail((width, width))
         page.quantize(64).save(fn, optimize=True)
-        return page.size
 
 def _numbered(name, hrefs):
     "Links to the tables under one heading"
@@ -124,23 +135,23 @@ def _numbered(name, hrefs):
 
 def gallery(book, out):
     "Every picture and table of the notebooks, and the command that computes it again"
-    (thumbs := out/'_extra'/'thumbs').mkdir(parents=True)
+    (thumbs := out/'thumbs').mkdir()
     text = ['# Pictures and tables of the notebooks', 'Every one is computed by the cell above it; a click leads there. The command under a notebook\'s name runs it again, in place; '
             'those marked *slow* take longer than a test may, and are computed with `FLAGS=slow`.']
     for k in [k for ks in book.parts.values() for k in ks]:
         shown = book.shown[k]
         slow = any(s.slow for s in shown)
-        cmd = f'`make notebooks NB={k}`' + (', and with `FLAGS=slow` what is marked' if slow else '')
+        cmd = f"`make studies NB={k.removeprefix('studies/')}`" if '/' in k else f'`make notebooks NB={k}`' + (', and with `FLAGS=slow` what is marked' if slow else '')
         figs,tables = [],{}
         for s in shown:
             href,mark = f'../{book.pages[k]}.html#{s.anchor}',' (slow)' if s.slow else ''
             for i,png in enumerate(s.pngs):
-                w,h = _thumb(png, thumbs/(name := _thumb_name(book, k, s, i)))
-                figs.append(f'<a class="jb-fig" href="{href}"><img src="../thumbs/{name}" alt="{_html(s.alt)}" width="{w}" height="{h}" loading="lazy"><span>{_html(s.heading or book.title(k))}{mark}</span></a>')
+                _thumb(png, thumbs/(name := _thumb_name(book, k, s, i)))
+                figs.append(_card(f'{s.heading or book.title(k)}{mark}', href, 'url', image=f'/thumbs/{name}', alt=s.alt))
             if not s.pngs: tables.setdefault(_html(s.heading or book.title(k))+mark, []).append(href)
         if figs or tables:
-            text.append(f'## {book.number(k)} {book.title(k)}\n\n{cmd}')
-            if figs: text.append('<div class="jb-figs">\n'+'\n'.join(figs)+'\n</div>')
+            text.append(f'## {book.number(k)} {book.title(k)}\n\n{cmd}'.replace('##  ', '## '))
+            if figs: text.append(_grid(figs, '2 3 4 5'))
             if tables: text.append(f'<p>Tables: {" · ".join(_numbered(*o) for o in tables.items())}</p>')
     _put(out, 'results/pictures.md', '\n\n'.join(text))
 
@@ -151,15 +162,15 @@ def in_short(book):
             if (t := o.get('data', {}).get('text/markdown', '')).startswith('| what |'): return t
     raise SystemExit('docs/pages: nbs/index.ipynb has no table of results')
 
-CURVES = """```{picture} 05d_taggers#the-comparison
+CURVES = """```{picture} studies/taggers#the-comparison
 Quark/gluon taggers on jets they have not seen: of how many gluon jets one is kept, for the share of quark jets kept.
 ```
 
-```{picture} 02d_codec#the-shipped-w-and-qcd-jets
+```{picture} studies/bytes_error#the-shipped-w-and-qcd-jets
 Bytes of a QCD jet against the error of its mass, of its momentum and of its pixels, for every code.
 ```
 
-```{picture} 06g_search#what-each-method-reaches
+```{picture} studies/anomaly_search#what-each-method-reaches
 How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. CWoLa is told of a mixture, the first line the labels, the others learn
 from background alone.
 ```"""
@@ -199,17 +210,15 @@ methods compare, not what they reach on CMS data. Nothing on these pages is type
 # --- API
 
 def api(book, out):
-    mods = [k for ks in book.parts.values() for k in ks if book.module(k)]
-    rows = []
-    for k in mods:
-        m,page = book.module(k),book.pages[k]
-        taught = lambda name, page=page: f"../{page}.ipynb#{name.lower().replace('.','')}" if name.lower() in book.documented[page] else ''
-        mod = Module(book.cfg.lib_path/f'{m}.py', f'{book.blob}{book.cfg.lib_path.name}/', taught)
-        _put(out, f'api/{m}.md', mod.page(f'[{book.number(k)} {book.title(k)}](../{page}.ipynb)'))
-        rows.append(f'| [`{m}`]({m}.md) | {", ".join(f"`{o}`" for o in mod.names())} |')
-    _put(out, 'api/index.md', '# API\n\nEvery public name of the library, module by module, with its parameters, their types, shapes and units. *source* leads to the line on GitHub, '
-         '*in the book* to where the notebook explains, shows and tests it. In alphabetical order: <a href="../genindex.html">the index</a>.\n\n'
-         '| module | public names |\n|---|---|\n'+'\n'.join(rows)+'\n\n'+_toctree([book.module(k) for k in mods]))
+    "A page a module, filled by autodoc, and an index of them"
+    mods = {book.module(k):k for ks in book.parts.values() for k in ks if book.module(k) not in (None, 'all')}
+    for m,k in mods.items():
+        _put(out, f'api/{m}.md', f"# jetbook.{m}\n\nWritten, explained and tested in [{book.number(k)} {book.title(k)}](../{book.pages[k]}.ipynb).\n\n"
+             f"```{{eval-rst}}\n.. automodule:: jetbook.{m}\n```")
+    rows = '\n'.join(f'   jetbook.{m}' for m in mods)
+    _put(out, 'api/index.md', '# API\n\nEvery public name of the library, module by module, with its parameters, their types, shapes and units. *source* leads to the line on GitHub. '
+         'In alphabetical order: <a href="../genindex.html">the index</a>.\n\n'
+         f'```{{eval-rst}}\n.. autosummary::\n\n{rows}\n```\n\n'+_toctree(list(mods)))
 
 def write(book, out):
     for f in (written, contents, results, api): f(book, out)

@@ -43,14 +43,16 @@ def score(oks): return sum(oks), len(oks)-sum(oks)
 
 def same_folder(a, b, pattern):
     "Names whose files differ between folders `a` and `b`, or are in one of them only"
-    names = {p.name for d in (a,b) for p in d.glob(pattern)}
+    names = {p.relative_to(d).as_posix() for d in (a,b) for p in d.rglob(pattern)}
     return sorted(n for n in names if not ((a/n).exists() and (b/n).exists() and filecmp.cmp(a/n, b/n, shallow=False)))
 
 def copy_project(to):
     "What `nbdev_export` and `nbdev_clean` need, in folder `to`"
-    (to/'jetbook').mkdir()
-    for p in (ROOT/'settings.ini', ROOT/'setup.py', ROOT/'jetbook'/'__init__.py'): shutil.copy(p, to/p.relative_to(ROOT))
-    shutil.copytree(ROOT/'nbs', to/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    by_hand = [p for p in (ROOT/'jetbook').rglob('__init__.py')]
+    for p in (ROOT/'settings.ini', ROOT/'setup.py', *by_hand):
+        (to/p.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, to/p.relative_to(ROOT))
+    shutil.copytree(ROOT/'nbs', to/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints', 'kept'))
 
 def sync():
     "Modules are what the notebooks export"
@@ -69,6 +71,7 @@ def clean():
         bad = same_folder(t/'nbs', ROOT/'nbs', '*.ipynb') if ok else []
     if bad: text = f"{', '.join(bad)}: run `nbdev_clean`"
     return score([say('notebooks are clean', ok and not bad, text),
+                  check('their code is laid out by `ruff format nbs`', BIN/'ruff', 'format', '--check', '-q', 'nbs'),
                   check('README.md is made from nbs/index.ipynb', sys.executable, 'docs/readme.py', '--check')])
 
 def notebook(fn):

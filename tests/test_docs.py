@@ -1,5 +1,5 @@
 "The docs pipeline: links, headings, words for pictures, code on pages that runs, and a README that anyone can read"
-import importlib.util, json, re, shlex, sys
+import importlib.util, json, re, shlex, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,7 +137,8 @@ def test_a_picture_gets_words_and_an_anchor():
 def test_sidebar_lists_the_notebooks_in_order():
     side = yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
     listed = [f for o in side for f in (o['contents'] if isinstance(o, dict) else [o])]
-    assert listed==['index.ipynb', *sorted(p.name for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))]
+    chapters,studies = (sorted(p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs').glob(g)) for g in ('[0-9]*.ipynb', 'studies/*.ipynb'))
+    assert [f for f in listed if f not in ('index.ipynb', 'tour.ipynb')]==[*chapters, *studies]
 
 def test_a_page_of_ours_does_not_take_a_name_of_sphinx():
     assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06g_search.ipynb)', {'06g_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
@@ -168,42 +169,32 @@ def test_a_picture_that_is_not_there_is_an_error(tmp_path):
 
 # --- the API
 
-SOURCE = '''"A module of examples"
-__all__ = ['LIMIT', 'Pair', 'Jet', 'pack']
-from collections import namedtuple
-LIMIT = 3 # jets at most
-Pair = namedtuple('Pair', 'a b')
-Pair.__doc__ = "Two of them"
-class Jet:
-    "A jet"
-    def __init__(self,
-        pt:float, # in GeV
-    ): self.pt = pt
-    @property
-    def mass(self): "In GeV"; return 0.
-    def _own(self): "Not shown"
-def pack(
-    source, # a path, or *many*
-    *, n:int=3, # how many_of_them
-    **kwargs
-): # JetStore
-    "Pack them"
-def _hidden(): "Not shown"
-@patch
-def show(self:Jet,
-    i:int=0, # which
-): "Draw it"
-@patch
-def save(self:Store): "Write it"
-'''
+docments = load('docments')
 
-def test_api_page(tmp_path):
-    (tmp_path/'demo.py').write_text(SOURCE)
-    text = load('api').Module(tmp_path/'demo.py', 'https://x.org/jetbook/', lambda name: '../demo.ipynb#pack' if name=='pack' else '').page('[00](../demo.ipynb)')
-    for want in ('{py:data} LIMIT\n:value: 3\n', 'jets at most', 'Two of them', '{py:class} Jet(pt: float)', ':param pt: in GeV', '{py:property} mass', '{py:method} show(i: int = 0)', ':param i: which',
-                 '{py:function} pack(source, *, n: int = 3, **kwargs)', r':param source: a path, or \*many\*', r':param n: how many\_of\_them', ':returns: JetStore',
-                 '[source](https://x.org/jetbook/demo.py#L15)', '[in the book](../demo.ipynb#pack)', 'What `Store` gains', '{py:method} Store.save()'): assert want in text, want
-    assert 'Not shown' not in text and 'hidden' not in text
+@pytest.mark.parametrize('md,want', [
+    ('what `idx` is', 'what ``idx`` is'), ('the `Jet`s', 'the ``Jet``\\ s'), ('fitted `x_`, or y_ and *a*', 'fitted ``x_``, or y\\_ and \\*a\\*'),
+    ('a gain [2105.14027]', 'a gain `arXiv:2105.14027 <https://arxiv.org/abs/2105.14027>`__'), ('[torch](https://pytorch.org)', '`torch <https://pytorch.org>`__')])
+def test_docstrings_are_markdown(md, want): assert docments.rst(md)==want
+
+def test_comments_beside_parameters_become_fields():
+    from jetbook.data.store import toy_jets
+    text = '\n'.join(docments.fields(toy_jets))
+    assert ':param n: number of jets' in text and ':param kind:' in text and ':returns: JetStore' in text
+    assert docments.fields(len)==[]
+
+def test_comments_beside_constants_are_their_docs():
+    import jetbook.data.hdf5
+    assert 'bytes' in docments.data_comments(jetbook.data.hdf5)['MAX_CHUNK']
+
+def test_a_reference_to_nothing_fails_the_build(tmp_path):
+    "`sphinx-build -n` with the exceptions of docs/conf.py still refuses a name of ours that is not there"
+    exceptions = load('conf').nitpick_ignore_regex
+    (tmp_path/'conf.py').write_text(f"extensions = ['sphinx.ext.autodoc']\nnitpick_ignore_regex = {exceptions!r}\n")
+    build = lambda name: subprocess.run([sys.executable, '-m', 'sphinx', '-n', '-W', '-q', '-b', 'html', tmp_path, tmp_path/'out', tmp_path/'index.rst'], capture_output=True, text=True)
+    for name,ok in (('torch.Tensor', True), ('jetbook.data.store.JetStoer', False)):
+        (tmp_path/'index.rst').write_text(f'Page\n====\n\n:py:class:`{name}`\n')
+        r = build(name)
+        assert (r.returncode==0)==ok, r.stderr
 
 # --- links of the built site
 
