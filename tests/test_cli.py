@@ -359,7 +359,7 @@ def test_demo(tmp_path):
     assert page.count('<figure>')==len(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
     assert not re.search(r'(src|srcset)="(?!data:image/png)', page)                  # nothing from elsewhere
     assert not re.search(r'href="(?!#|https://jetbook.github.io/jetbook/\w+\.html")', page) and '/conv_ae.html"' in page
-    assert page.index('id="quark-or-gluon"') < page.index('id="what-the-autoencoders-learnt"')
+    assert page.index('id="quark-or-gluon"') < page.index('id="what-the-autoencoders-learned"')
     assert re.search(r'^pack …$', r.stderr, re.M)                                    # steps are named as they begin
     assert not re.search(r'/(tmp|home|root|Users)/', page) and str(tmp_path) not in page
     for name in ('jets.jets.h5','runs/Tracks/model.safetensors'): assert (tmp_path/'out'/name).exists()
