@@ -97,7 +97,7 @@ def check_command(words):
         from jetbook.cli import parser
         a = parser().parse_args(words[1:])
         if a.verb=='train': from jetbook.train.runs import get_recipe; r = get_recipe(a.recipe); r.check(r.parse(a.set))
-        if a.verb=='fit': from jetbook.anomaly.methods import get_detector; get_detector(a.detector)
+        if a.verb=='fit': from jetbook.anomaly.methods import anomaly_method; anomaly_method(a.detector)
         if a.verb=='compare' and a.recipes: from jetbook.train.runs import get_recipe; [get_recipe(o) for o in a.recipes.split(',')]
     elif words[0]=='make': assert re.search(rf'^{words[1]}:', (ROOT/'Makefile').read_text(), re.M), words
     else: assert words[:2]==['pip','install'] or words==['git','clone','https://github.com/jetbook/jetbook','&&','cd','jetbook'], words
@@ -141,7 +141,7 @@ def test_sidebar_lists_the_notebooks_in_order():
     assert [f for f in listed if f not in ('index.ipynb', 'tour.ipynb')]==[*chapters, *studies]
 
 def test_a_page_of_ours_does_not_take_a_name_of_sphinx():
-    assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06g_search.ipynb)', {'06g_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
+    assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06f_search.ipynb)', {'06f_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
 
 @pytest.mark.parametrize('md,want', [
     ('The girth of a jet, its girth.', 'The {term}`girth` of a jet, its girth.'), ('Girth counts', '{term}`Girth <girth>` counts'), ('`girth`, [girth](a.md), $girth$', '`girth`, [girth](a.md), $girth$'),

@@ -9,13 +9,11 @@ __all__ = ['OutlierEstimator', 'MahalanobisDistance', 'NeighbourDistance', 'maha
            'DeepSVDD']
 
 # %% ../../nbs/06a_density.ipynb #448d44d3
-from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.covariance import EmpiricalCovariance
@@ -28,6 +26,7 @@ from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split, StoreDL
 from ..train.recipes import recipe
+from ..train.training import fused_adam
 from ..ae.dense import DenseAE
 from jetbook.anomaly.methods import (
     JET_SHAPES,
@@ -39,7 +38,7 @@ from jetbook.anomaly.methods import (
     TrainedDetector,
 )
 
-# %% ../../nbs/06a_density.ipynb #e0065eb1
+# %% ../../nbs/06a_density.ipynb #39dad4dc
 class OutlierEstimator(OutlierMixin, BaseEstimator):
     "Base of outlier detectors on arrays: a subclass gives `_fit(X)` and `_distance(X)`, higher = more anomalous"
 
@@ -221,7 +220,7 @@ def latent_ae(
         jet_dls(store, split, task='reconstruct', bs=bs),
         DenseAE((n, width, bottleneck, width, n), store.width),
         loss_func=nn.MSELoss(),
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
+        opt_func=fused_adam(),
         wd=0.0,
     )
 
@@ -259,7 +258,7 @@ class LatentCodes(TowerNetwork, JetFeatures):
         "The codes of all jets"
         return self.over(towers(X), lambda model, x: model.encode(x)).double().numpy()
 
-# %% ../../nbs/06a_density.ipynb #0d92097f
+# %% ../../nbs/06a_density.ipynb #39cb667e
 @recipe(task='anomaly')
 def mahalanobis_latent(
     *,
@@ -407,13 +406,7 @@ def sphere_net(
     net = SphereNet((625, 128, 64, code), power, bias)
     dls = _tower_dls(store, split, bs)
     net.set_center(store.images(split.train).cpu())
-    return Learner(
-        dls,
-        net,
-        loss_func=mean_distance,
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
-        wd=wd,
-    )
+    return Learner(dls, net, loss_func=mean_distance, opt_func=fused_adam(), wd=wd)
 
 # %% ../../nbs/06a_density.ipynb #b3062bd5
 @recipe('deep_svdd', task='anomaly', reference='Ruff et al., ICML 2018')

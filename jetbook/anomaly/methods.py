@@ -98,7 +98,7 @@ def unlabelled(
     columns = {k: v for k, v in store.columns.items() if k not in ALIASES['label']}
     return store._replace(columns=columns, path=None, mmap=False)
 
-# %% ../../nbs/06_anomaly.ipynb #2966a488
+# %% ../../nbs/06_anomaly.ipynb #b3a77e8b
 class JetFeatures(TransformerMixin, BaseEstimator):
     "Base of feature makers: `transform` turns N jets into an array (N, d)"
 
@@ -166,7 +166,7 @@ class JetObservables(JetFeatures):
             raise ValueError(f'features of shape {tuple(x.shape)} for {len(self.columns)} observables')
         super().set_state(arrays)
 
-# %% ../../nbs/06_anomaly.ipynb #007c1ac2
+# %% ../../nbs/06_anomaly.ipynb #ad8a88f9
 class Towers(JetFeatures):
     "The 25x25 towers of jets, in percent of each jet's sum, as rows of an array"
 
@@ -202,7 +202,7 @@ class Towers(JetFeatures):
         a.check_format(full_check=True)
         self.features_ = a.toarray()
 
-# %% ../../nbs/06_anomaly.ipynb #fa6e466b
+# %% ../../nbs/06_anomaly.ipynb #54ec3c00
 def anomaly_score(
     method,  # fitted: an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # the jets
@@ -391,7 +391,7 @@ class TowerNetwork:
         self.run_ = Run(folder)
         self._learn = None
 
-# %% ../../nbs/06_anomaly.ipynb #593af785
+# %% ../../nbs/06_anomaly.ipynb #556ef330
 class TrainedDetector(TowerNetwork, AnomalyDetector):
     "Base of methods that are networks: a subclass gives `network` and `_score_batch(model, x)`"
 
@@ -414,7 +414,7 @@ class TrainedDetector(TowerNetwork, AnomalyDetector):
     def _score(self, jets):
         return self.over(towers(jets), self._score_batch)
 
-# %% ../../nbs/06_anomaly.ipynb #c9b223c0
+# %% ../../nbs/06_anomaly.ipynb #191406a7
 def fit_method(
     method,  # an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # jets of background
@@ -449,7 +449,7 @@ def threshold(
         raise DataError('Too few background jets for that rate', found=len(s), expected=f'at least {need}')
     return float(np.quantile(s, 1 - fpr, method='higher'))
 
-# %% ../../nbs/06_anomaly.ipynb #c617c243
+# %% ../../nbs/06_anomaly.ipynb #d3532fe2
 @patch
 def predict(
     self: AnomalyDetector,
@@ -567,14 +567,14 @@ def _registered(method):
             found=type(method).__name__,
             do="register what makes it with @recipe(task='anomaly')",
         )
-    settings = get_recipe(made['recipe'], 'anomaly').check(made['settings'])
-    if repr(anomaly_method(made['recipe'], **settings)) != repr(method):
+    r = get_recipe(made['recipe'], 'anomaly')
+    if repr(r.func(**made['settings'])) != repr(method):
         raise ConfigError(
             f'Not the method that {made["recipe"]} makes of its settings',
             found=repr(method)[:200],
             do='change settings where the method is made, not with set_params',
         )
-    return made['recipe'], settings
+    return made['recipe'], r.check(made['settings'])
 
 
 def save_method(
@@ -633,7 +633,7 @@ class AutoencoderRun(AnomalyDetector):
     def _score(self, jets):
         return reconstruction_errors(self.learn, self.learn.dls.test_dl(jets, bs=256))[1]['mse']
 
-# %% ../../nbs/06_anomaly.ipynb #6112e124
+# %% ../../nbs/06_anomaly.ipynb #78764185
 def _checked(config, name):
     "The config of a bundle, if it is one of an anomaly method"
     if config.get('format') != 'jetbook-anomaly':
@@ -673,7 +673,7 @@ def _restore(method, arrays, folder):
             expected=f'what {method_name(method)} keeps',
         ) from e
 
-# %% ../../nbs/06_anomaly.ipynb #29f62e06
+# %% ../../nbs/06_anomaly.ipynb #24c6f15c
 def load_method(
     folder: str | Path,  # from `save_method`, or the run of an autoencoder
 ):  # the method
@@ -740,7 +740,7 @@ def _same_method(folder, method):
         )
     return (folder / 'model.safetensors').exists()
 
-# %% ../../nbs/06_anomaly.ipynb #05f14413
+# %% ../../nbs/06_anomaly.ipynb #cbfb07fa
 def fit_background(
     method,  # name of a registered method, or an estimator on stores
     store: JetStore,  # the jets
@@ -804,7 +804,7 @@ def _scan_table(method, store, cols):
     df.attrs = dict(signal=signal, held_out=held_out, known=_known_jets(method, store))
     return df
 
-# %% ../../nbs/06_anomaly.ipynb #03cacb42
+# %% ../../nbs/06_anomaly.ipynb #fb2a1ad4
 def scan(
     method,  # fitted, or the folder of one or of an autoencoder's run
     store: JetStore,  # jets to score, or the path of a packed store
