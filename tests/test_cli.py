@@ -1,5 +1,5 @@
 "The command as a process: its help, exit status, what goes to which stream, and whole chains of verbs"
-import json, os, re, shlex, signal, subprocess, sys, time
+import contextlib, io, json, os, re, shlex, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,16 @@ def jetbook(*args, status=0, cwd=None, cmd=COMMAND):
     assert r.returncode==status, f'exit {r.returncode}\n{r.stdout[-3000:]}\n{r.stderr[-3000:]}'
     assert ('Traceback' in r.stderr) == ('--debug' in args), r.stderr
     return r
+
+def here(*args, cwd=None):
+    "The command without a process of its own, which takes seconds to start: (status, output, errors)"
+    from fastcore.xtras import working_directory
+    from jetbook.cli import main
+    out,err = io.StringIO(),io.StringIO()
+    with working_directory(cwd or '.'), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: status = main([str(a) for a in args])
+        except SystemExit as e: status = e.code
+    return status,out.getvalue(),err.getvalue()
 
 def start(*args, **kwargs): # a shell that puts its jobs into the background lets them ignore SIGINT
     return subprocess.Popen([*COMMAND, *map(str,args)], env=ENV, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
@@ -41,9 +51,24 @@ def test_examples_in_the_help_are_valid():
     assert len(lines) > len(VERBS)
     for l in lines: parser().parse_args(shlex.split(re.split(r'\s{3,}', l.strip())[0])[1:])
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys, jetbook.cli as c; c.parser().format_help(); print(*sorted({'torch','fastai','numpy','pandas','h5py','matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()==''
+HEAVY = {'torch','fastai','numba','matplotlib','scipy','sklearn'}
+
+def loaded(code, cwd=None):
+    "The modules that are loaded after `code` has run in a fresh process"
+    code += "\nimport sys, json; print(json.dumps([k for k in sys.modules if '.' not in k]))"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=cwd, env=ENV)
+    assert r.returncode==0, r.stderr
+    return set(json.loads(r.stdout.splitlines()[-1]))
+
+def test_help_imports_the_standard_library_only():
+    assert not loaded('import jetbook.cli as c; c.parser().format_help()') & (HEAVY | {'numpy','pandas','h5py'})
+
+@pytest.mark.parametrize('line', ['recipes', 'recipes conv_ae', 'detectors', 'info sample:qg', 'info toy.h5', 'pack toy.h5 -o light.jets.h5 -q', 'verify light.jets.h5 toy.h5 -q'])
+def test_commands_that_train_nothing_import_nothing_that_trains(folder, line):
+    "Only the kernels that packing and verifying need may be loaded"
+    allowed = {'numba'} if line.split()[0] in ('pack','verify') else set()
+    code = f'import jetbook.cli as c; assert c.main({line.split()!r})==0'
+    assert not loaded(code, folder) & (HEAVY - allowed)
 
 @pytest.mark.parametrize('cmd', [COMMAND, MODULE])
 def test_version(cmd):
@@ -98,6 +123,50 @@ def test_verify_finds_one_wrong_bit(folder):
     with h5py.File(folder/'c.jets.h5','r+') as f: f['ECAL/value'].write_direct((f['ECAL/value'][:].view('uint32') ^ 1).view('float32'))
     assert 'differs from its source' in jetbook('verify', 'c.jets.h5', 'toy.h5', '-q', status=1, cwd=folder).stderr
 
+def test_info_of_a_sample_that_comes_with_jetbook():
+    status,out,err = here('info', 'sample:qg')
+    assert (status,err)==(0,'') and re.search('^jets +24,000$', out, re.M)
+    assert "Found: higgs" in here('info', 'sample:higgs')[2]
+    assert here('verify', 'sample:wqcd', '--json', '-q')[0]==0
+
+def test_files_that_are_none(folder):
+    (folder/'a folder.h5').mkdir()
+    assert here('info', 'a folder.h5', cwd=folder)[0]==1
+    assert here('sample', 'higgs', '-o', 'h.jets.h5', cwd=folder)[0]==1 and not (folder/'h.jets.h5').exists()
+    assert 'No such kind of jets' in here('simulate', 'higgs', '-n', 10, '-o', 'h.jets.h5', cwd=folder)[2]
+
+def test_rounded_values_differ_from_the_source(folder):
+    assert here('pack', 'toy.h5', '-q', '-o', 'half.jets.h5', '--float16', cwd=folder)[0]==0
+    status,out,err = here('pack', 'toy.h5', '-o', 'half.jets.h5', cwd=folder)
+    assert (status,err)==(1, 'jetbook: half.jets.h5 already exists\n  Do: pass --overwrite, or another name\n')
+    assert here('pack', 'toy.h5', '-q', '-o', 'half.jets.h5', '--overwrite', '--float16', cwd=folder)[0]==0
+    status,out,err = here('verify', 'half.jets.h5', 'toy.h5', cwd=folder)
+    assert (status,out)==(1,'') and 'differs from its source' in err
+
+def test_labels_under_another_name(folder):
+    import h5py
+    from jetbook.data.store import JetStore, toy_jets
+    s = toy_jets(9)
+    with h5py.File(folder/'mine.h5','w') as f: f.update(X_jets=s.images().permute(0,2,3,1).numpy(), mine=s.columns['y'])
+    status,out,err = here('pack', 'mine.h5', '-o', 'mine.jets.h5', cwd=folder)
+    assert (status,out)==(1,'') and 'Do: pass --layout cms to go without' in err
+    status,out,err = here('pack', 'mine.h5', '--layout', 'cms', '-o', 'without.jets.h5', cwd=folder)
+    assert status==0 and 'no y: packed without labels' in out
+    assert here('pack', 'mine.h5', '--layout', 'cms', '--label', 'mine', '-o', 'mine.jets.h5', '-q', cwd=folder)[0]==0
+    assert list(JetStore(folder/'mine.jets.h5').columns)==['y']
+    assert 'bit for bit' in here('verify', 'mine.jets.h5', 'mine.h5', '--layout', 'cms', '--label', 'mine', '-q', cwd=folder)[1]
+
+def test_export_dense_in_chunks(folder):
+    import h5py
+    assert here('export-dense', 'sample:qg', '-n', 5, '--gzip', '-o', 'five.h5', '-q', cwd=folder)[0]==0
+    with h5py.File(folder/'five.h5') as f:
+        assert f['X_jets'].shape==(5,125,125,3) and f['X_jets'].chunks==(1,125,125,3) and sorted(f)==['X_jets','m0','pt','y']
+
+def test_catalogues(folder):
+    assert 'arXiv:2105.05735' in here('detectors')[1] and 'arXiv:' not in here('detectors', '--json')[1]
+    assert 'surrogates' in json.loads(here('detectors', '--json')[1])
+    assert 'Found: conf_ae (did you mean conv_ae?)' in here('recipes', 'conf_ae')[2]
+
 def test_train_evaluate_compare(folder):
     first = jetbook('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/a', '--epochs', 2, '--lr', '1e-3', '--set', 'bs=16', cwd=folder)
     assert 'runs/a: 2 epochs' in first.stdout and 'train conv_ae: 100%' in first.stderr
@@ -111,6 +180,86 @@ def test_train_evaluate_compare(folder):
     t = json.loads(jetbook('compare', 'runs/a', 'runs/b', '--json', '--plot', 'ab.png', cwd=folder).stdout)
     assert list(t)==['a','b'] and t['b']['seed']==3 and t['a']['mse']==a['mse']
     assert (folder/'ab.png').read_bytes()[:4]==b'\x89PNG'
+
+SHORT = '--epochs 8 --lr 0.003 --schedule one_cycle --set start=0.05 --set bs=16'.split()
+
+@pytest.fixture(scope='module')
+def losses(tmp_path_factory):
+    "Two autoencoders, trained with the weighted loss and with plain mean squared error, and scored"
+    from jetbook.data.store import toy_jets
+    d = tmp_path_factory.mktemp('losses')
+    toy_jets(300, 'wqcd').save(d/'w.jets.h5')
+    toy_jets(200, 'wqcd').save(d/'other.jets.h5')
+    for name in ('weighted','mse'):
+        assert here('train', 'conv_ae', 'w.jets.h5', '-o', f'runs/{name}', *SHORT, '--set', f'loss={name}', '-q', cwd=d)[0]==0
+        assert here('evaluate', f'runs/{name}', 'w.jets.h5', cwd=d)[0]==0
+    return d
+
+def test_two_losses_side_by_side(losses):
+    r = json.loads(here('compare', 'runs/weighted', 'runs/mse', '--json', cwd=losses)[1])
+    assert list(r)==['weighted','mse'] and 'loss=mse' in r['mse']['settings'] and r['weighted']['recall_pT'] > r['mse']['recall_pT']
+    assert json.loads(here('evaluate', 'runs/mse', 'w.jets.h5', '--part', 'valid', '--json', cwd=losses)[1])['n']==45
+    assert here('evaluate', 'runs/mse', 'w.jets.h5', cwd=losses)[::2]==(0,'')    # the same test part again: no second reading
+
+def test_predict_warns_of_jets_it_was_trained_on(losses):
+    status,out,err = here('predict', 'runs/mse', 'w.jets.h5', '-o', 'own.csv', '-q', cwd=losses)
+    assert status==0 and err.startswith('jetbook: warning: mse was trained on 210 of these 300 jets') and err.count('\n')==1
+    assert 'own.csv: 300 jets' in out and out.endswith('score: mean squared error\n')
+
+def test_a_run_folder_is_not_trained_over(losses):
+    again = ('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/mse', *SHORT, '--set', 'loss=mse', '-q')
+    assert here(*again, cwd=losses)==(0, 'runs/mse is already trained: 8 epochs\n', '')
+    status,out,err = here(*again, '--n-train', 100, '--seed', 4, cwd=losses)
+    assert status==1 and err.splitlines()[:3]==['jetbook: The folder holds another run', '  Found: --seed 0; n_train=None', '  Expected: --seed 4; --n-train 100']
+    assert 'or --part all' in here('evaluate', 'runs/mse', 'other.jets.h5', cwd=losses)[2]
+
+@pytest.mark.parametrize('line,words', [
+    ('train resnet w.jets.h5 -o r', 'conv_ae, '), ('train conf_ae w.jets.h5 -o r', 'Found: conf_ae (did you mean conv_ae?)'),
+    ('train conv_ae w.jets.h5 -o r --set depth=3', 'no such setting'), ('train conv_ae w.jets.h5 -o r --channels ECAL', 'ECAL'),
+    ('train conv_ae w.jets.h5 -o runs/mse', 'another run'), ('evaluate runs/mse', 'do not come with jetbook'),
+    ('evaluate runs/none w.jets.h5', 'config.json'), ('compare runs/none', 'config.json')])
+def test_errors_of_training_and_scoring(losses, line, words):
+    status,out,err = here(*line.split(), cwd=losses)
+    assert (status,out)==(1,'') and words in err and not (losses/'r').exists()
+
+@pytest.fixture(scope='module')
+def taggers(tmp_path_factory):
+    "A tagger trained with two seeds, and set beside single observables and boosted trees"
+    from jetbook.data.hdf5 import sample
+    d = tmp_path_factory.mktemp('taggers')
+    sample('qg').select(range(2000)).save(d/'qg.jets.h5')
+    new = sample('qg').select(range(4000, 4300))
+    new._replace(columns={k:new.columns[k] for k in ('pt','m0')}).save(d/'new.jets.h5')
+    new.save(d/'labelled.jets.h5')
+    status,out,err = here(*COMPARE, '--plot', 'roc.png', cwd=d)
+    assert status==0 and out.endswith('roc.png: ROC curves\n'), err
+    return d
+
+COMPARE = 'compare qg.jets.h5 --recipes pfn_quick --seeds 2 --epochs 3 -o runs -q'.split()
+
+def test_compare_recipes(taggers):
+    assert (taggers/'roc.png').stat().st_size > 1000
+    r = json.loads(here(*COMPARE, '--json', cwd=taggers)[1])
+    assert r['pfn_quick']['seeds']==2 and {'multiplicity','boosted tree'} <= set(r) and r['pfn_quick']['auc'] > .7
+    for line,words in ((' --recipes pfn', 'needs one store'), (' --recipes pfn -o x --seeds 0', 'Nothing to train'), (' --recipes pfm -o x', 'No such recipe')):
+        status,out,err = here(*f'compare qg.jets.h5{line}'.split(), cwd=taggers)
+        assert status==1 and words in err
+
+def test_predict_and_labels(taggers):
+    import numpy as np
+    import pandas as pd
+    from jetbook.data.store import JetStore
+    from jetbook.train.runs import predict
+    run = 'runs/pfn_quick-0'
+    assert here('predict', run, 'new.jets.h5', '-o', 'new.csv', '-q', cwd=taggers)[0]==0
+    t = pd.read_csv(taggers/'new.csv')
+    assert list(t)==['jet','score'] and list(t.jet)==list(range(300))
+    assert np.array_equal(t.score.values.astype('f4'), predict(taggers/run, JetStore(taggers/'new.jets.h5'), progress=False))
+    assert 'jetbook predict RUN STORE -o scores.csv' in here('evaluate', run, 'new.jets.h5', '--part', 'all', cwd=taggers)[2]
+    assert 'already exists' in here('predict', run, 'new.jets.h5', '-o', 'new.csv', '-q', cwd=taggers)[2]
+    status,out,err = here('predict', run, 'labelled.jets.h5', '-o', 'labelled.csv', '-q', '--json', cwd=taggers)
+    assert (status,json.loads(out),err)==(0, dict(output='labelled.csv', jets=300, score='probability of quark'), '')
+    assert list(pd.read_csv(taggers/'labelled.csv'))==['jet','score','y']
 
 def test_predict_jets_without_labels(folder):
     "From a dense file without labels to a table of scores; evaluate sends there, and a run that is there already is said to be"
@@ -150,11 +299,34 @@ def test_fit_scan_search(folder):
     assert len(top)==3 and max(o['score'] for o in top.values())==score.max() and 0 < s.columns['anomaly_knn_observables_p'].min() <= 1
     assert (folder/'scan.png').read_bytes()[:4]==b'\x89PNG'
     t = json.loads(jetbook('search', 'more.jets.h5', '--background', 1, '--methods', 'mean_image', '--seeds', 1, '--part', 'valid', '-o', 'search', cwd=folder, *('--json','-q')).stdout)
-    assert set(t)=={'mean_image','told the labels'} and 0 <= t['mean_image']['auc'] <= 1
+    assert set(t)=={'mean_image','supervised'} and 0 <= t['mean_image']['auc'] <= 1
+    assert 'already exists' in jetbook('scan', 'det', 'more.jets.h5', '-o', 'scan.jets.h5', status=1, cwd=folder).stderr
+    assert 'QCD or W' in jetbook('fit', 'mean_image', 'more.jets.h5', '--background', 'top', '-o', 'top', status=1, cwd=folder).stderr
     c = json.loads((folder/'det/config.json').read_text())
     (folder/'det/config.json').write_text(json.dumps({**c, 'detector':'mean_image', 'settings':{}}))
     assert 'another detector' in jetbook('scan', 'det', 'more.jets.h5', '-o', 'x.jets.h5', status=1, cwd=folder).stderr
     assert not (folder/'x.jets.h5').exists()
+
+def stopped_by(monkeypatch, error):
+    "A verb that raises `error`"
+    def _stop(a):
+        "Stop"
+        raise error
+    monkeypatch.setitem(VERBS, 'stop', dict(func=_stop, group='', args=(), example=''))
+
+def test_interruptions_and_bugs(monkeypatch):
+    stopped_by(monkeypatch, KeyboardInterrupt())
+    assert here('stop')==(130, '', 'jetbook: interrupted\n')
+    stopped_by(monkeypatch, ZeroDivisionError('a bug'))
+    with pytest.raises(ZeroDivisionError, match='a bug'): here('stop')       # a bug keeps its traceback
+
+def test_other_people_s_warnings_are_not_shown(monkeypatch):
+    import warnings
+    def _warn(a):
+        "Warn"
+        warnings.warn('hm')
+    monkeypatch.setitem(VERBS, 'warn', dict(func=_warn, group='', args=(), example=''))
+    assert here('warn')==(0,'','')
 
 def test_interrupted(folder):
     p = start('train', 'conv_ae', 'w.jets.h5', '-o', 'runs/long', '--epochs', 5000, '-q', cwd=folder)
@@ -187,7 +359,7 @@ def test_demo(tmp_path):
     assert page.count('<figure>')==len(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
     assert not re.search(r'(src|srcset)="(?!data:image/png)', page)                  # nothing from elsewhere
     assert not re.search(r'href="(?!#|https://jetbook.github.io/jetbook/\w+\.html")', page) and '/conv_ae.html"' in page
-    assert page.index('id="quark-or-gluon"') < page.index('id="what-the-autoencoders-learnt"')
+    assert page.index('id="quark-or-gluon"') < page.index('id="what-the-autoencoders-learned"')
     assert re.search(r'^pack …$', r.stderr, re.M)                                    # steps are named as they begin
     assert not re.search(r'/(tmp|home|root|Users)/', page) and str(tmp_path) not in page
     for name in ('jets.jets.h5','runs/Tracks/model.safetensors'): assert (tmp_path/'out'/name).exists()

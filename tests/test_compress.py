@@ -1,9 +1,9 @@
 "Compressed files through the command: written, read, and refused when they are damaged, made to harm, or another model's"
-import contextlib, hashlib, io, json, struct, subprocess, sys, zlib
+import hashlib, json, struct, subprocess, sys, zlib
 
 import pytest
 
-from test_cli import jetbook
+from test_cli import here, jetbook
 
 pytest.importorskip('constriction'); pytest.importorskip('zstandard')
 
@@ -19,13 +19,6 @@ def folder(tmp_path_factory):
     for name,seed in (('code',0),('other',1)): assert here('train', 'pixel_code', d/'w.jets.h5', '-o', d/name, '--seed', seed, *TRAIN)[0]==0
     assert here('compress', d/'code', d/'w.jets.h5', '-o', d/'w.jetz', '--block', 50, '-q')[0]==0
     return d
-
-def here(*args):
-    "The command without a process of its own, which takes seconds to start: (status, output, errors)"
-    from jetbook.cli import main
-    out,err = io.StringIO(),io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): status = main([str(a) for a in args])
-    return status,out.getvalue(),err.getvalue()
 
 def refused(folder, data, *words, model='code', process=False):
     "`decompress` of these bytes must fail with one clear message and leave nothing behind"
@@ -80,7 +73,7 @@ def test_blocks_and_threads_change_nothing(folder):
 def test_nothing_is_overwritten_unasked(folder):
     for verb,args in (('compress', ('code','w.jets.h5','-o','w.jetz')), ('decompress', ('w.jetz','-m','code','-o','w.jets.h5'))):
         status,out,err = here(verb, *(a if a.startswith('-') else folder/a for a in args), '-q')
-        assert (status,out)==(1,'') and 'is there already' in err
+        assert (status,out)==(1,'') and 'already exists' in err
 
 def test_another_model(folder):
     refused(folder, (folder/'w.jetz').read_bytes(), 'written with another model', model='other', process=True)

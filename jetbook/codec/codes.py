@@ -6,7 +6,7 @@
 __all__ = ['MAX_LEVEL', 'Levels', 'GRID', 'FINE', 'N_BUCKETS', 'Quantiser', 'quantise', 'code_residuals', 'error_summary',
            'varint', 'unvarint', 'pack_gaps', 'unpack_gaps', 'squeeze', 'sparse_bytes', 'plain_sizes', 'code_grid',
            'log2_lookup', 'frequencies', 'Coder', 'bucket', 'unbucket', 'code_levels', 'CountedCode', 'ContextNet',
-           'Neighbours', 'mask_context', 'level_context', 'PixelCode', 'bytes_a_jet', 'pixel_code', 'no_coders',
+           'Neighbours', 'mask_context', 'level_context', 'PixelCode', 'bytes_a_jet', 'pixel_code', 'missing_coders',
            'check_codable']
 
 # %% ../../nbs/02c_codes.ipynb #0025ca3c
@@ -855,7 +855,7 @@ def pixel_code(
     return Learner(dls, model, loss_func=bytes_a_jet, opt_func=partial(Adam, sqr_mom=0.999, eps=1e-8), wd=0.0)
 
 
-def no_coders():
+def missing_coders():
     return [
         k for k in ('constriction', 'zstandard') if find_spec(k) is None
     ]  # packages of the extra that are missing
@@ -863,7 +863,7 @@ def no_coders():
 
 def _check_coder():
     "Warn where a code can be trained, but no file be written with it"
-    if missing := no_coders():
+    if missing := missing_coders():
         warnings.warn(
             f"The code can be trained and scored, but to compress files with it {' and '.join(missing)} must be installed: pip install 'jetbook[compress]'"
         )

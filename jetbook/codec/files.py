@@ -301,7 +301,7 @@ class PixelCodec:
         run: Run,  # of the recipe pixel_code
         step: float = None,  # of the quantiser; default: the recipe's
     ):
-        self.coder = PixelCoder(run.model.cpu(), step)
+        self.coder = PixelCoder(run.model().cpu(), step)
         self.config = {}
         self.config['step'] = self.coder.quantiser.step
 
@@ -801,7 +801,7 @@ def learned_points(
     n_boot: int = 200,  # bootstrap samples
 ):  # list of dict
     "The learned code's points: bytes as written, `promised` as the network's probabilities say"
-    model = run.model.cpu()
+    model = run.model().cpu()
     rows = []
     for s in steps:
         if not model.steps[0] <= s <= model.steps[1]:
