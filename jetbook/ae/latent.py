@@ -129,8 +129,8 @@ def sample_prior(
     learn,  # a trained VAE: a Learner or a Run
     n: int = 1000,  # number of jets
     seed: int = 0,  # of the random numbers
-    store: JetStore = None,  # training jets: to borrow scales from, or to fit the mixture to
-    mixture: int = 0,  # draw points from this many Gaussians fitted to `store`; 0: from N(0,1)
+    store: JetStore = None,  # training jets, for scales or the mixture
+    mixture: int = 0,  # of this many Gaussians fitted to `store`; 0: N(0,1)
     bs: int = 250,  # jets at a time
 ):  # JetStore of n jets, in the unit of the pixels
     "New jets: points drawn from N(0,1), or from what training jets fill of it [1903.12436], decoded"
