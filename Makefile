@@ -24,6 +24,7 @@ test: $(DEV_STAMP) ## everything a change must pass (ARGS='--only notebooks,pyte
 	@python tests/run_all.py $(ARGS)
 
 notebooks: $(DEV_STAMP) ## export, execute in place and clean (NB='02_conv_ae' and FLAGS=slow narrow or widen it)
+	ruff format -q nbs
 	nbdev_export
 	python tests/runnb.py $(NB) --flags '$(FLAGS)'
 

@@ -155,20 +155,20 @@ def test_bytes_of_training_evaluation_and_files_agree(trained):
     toy,run = trained
     found = evaluate(run, toy, part='valid')
     assert abs(found['bytes']-run.scores('valid')['bytes'].mean()) < 1e-4
-    pc = PixelCoder(run.model); jets = toy.select(run.split(toy).valid)
+    pc = PixelCoder(run.model()); jets = toy.select(run.split(toy).valid)
     assert abs(len(pc.encode(quantise(jets, pc.quantiser)))/len(jets)-found['bytes']) < .02*found['bytes']+.3
 
 def test_jets_of_every_kind_through_the_coder(trained):
     "All lit, none, the largest level, none at all, a choice of them"
     from jetbook.codec.files import PixelCoder
     toy,run = trained
-    pc = PixelCoder(run.model)
+    pc = PixelCoder(run.model())
     full = Levels(np.array([0,625,625,626]), np.r_[np.arange(625),7].astype(np.uint16), np.r_[np.full(625,3),MAX_LEVEL])
     assert same(full, pc.decode(pc.encode(full), 3))
     for idx in ([], [0], [3,5]):
         lv = quantise(toy, pc.quantiser, idx=np.array(idx, int))
         assert same(lv, pc.decode(pc.encode(lv), len(idx)))
-    with pytest.raises(ConfigError, match='not trained for this step'): PixelCoder(run.model, 10.)
+    with pytest.raises(ConfigError, match='not trained for this step'): PixelCoder(run.model(), 10.)
 
 # ---------------------------------------------------------------- files
 
@@ -190,7 +190,7 @@ def test_towers_keep_their_size(tmp_path):
     from jetbook.train.runs import train
     jets = toy_jets(60).select(channels='HCAL')
     run = train('pixel_code', jets, tmp_path/'towers', epochs=1, bs=32, steps=[1e-4,.1], step=.005, hidden=8, progress=False)
-    assert run.model.eval()(jets.images(range(2)))[1].shape==(2,1,125,125)
+    assert run.model().eval()(jets.images(range(2)))[1].shape==(2,1,125,125)
     compress(run, toy_jets(9).select(channels='HCAL'), tmp_path/'t.jetz', progress=False)
     back = decompress(tmp_path/'t.jetz', run, progress=False)
     q = make_codec(run).coder.quantiser; lv = quantise(toy_jets(9), q, 'HCAL')
@@ -243,8 +243,8 @@ def test_points_of_the_curve(trained):
     toy,run = trained
     sp = split(toy); one = toy.select(sp.test); one = one.select(one.columns['signal']==0)
     assert unlearned_points(one, dict(a=[Quantiser(.01)]), n_boot=0)[0]['bytes']==sparse_bytes(quantise(one, Quantiser(.01)))
-    p, = learned_points(run, one, (.01,9.), n_boot=0); q = run.model.quantiser(.01)
-    assert p['bytes']==len(PixelCoder(run.model, .01).encode(quantise(one, q)))/len(one)
+    p, = learned_points(run, one, (.01,9.), n_boot=0); q = run.model().quantiser(.01)
+    assert p['bytes']==len(PixelCoder(run.model(), .01).encode(quantise(one, q)))/len(one)
     assert p['mass']==error_summary(code_residuals(one, quantise(one, q), q))['mass']
     x = one.images()
     assert np.array_equal(image_residuals(x, x, .1)['mass'], np.zeros(len(x)))

@@ -141,7 +141,7 @@ def test_sidebar_lists_the_notebooks_in_order():
     assert [f for f in listed if f not in ('index.ipynb', 'tour.ipynb')]==[*chapters, *studies]
 
 def test_a_page_of_ours_does_not_take_a_name_of_sphinx():
-    assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06g_search.ipynb)', {'06g_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
+    assert nbsrc._links(f'[`scan`]({SITE}search.html#scan) and [all](06f_search.ipynb)', {'06f_search':'searches'}, {'searches':{'scan'}})=='[`scan`](searches.ipynb#scan) and [all](searches.ipynb)'
 
 @pytest.mark.parametrize('md,want', [
     ('The girth of a jet, its girth.', 'The {term}`girth` of a jet, its girth.'), ('Girth counts', '{term}`Girth <girth>` counts'), ('`girth`, [girth](a.md), $girth$', '`girth`, [girth](a.md), $girth$'),

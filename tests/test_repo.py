@@ -1,44 +1,30 @@
 "What holds for the project as a whole: imports run downward, nothing unpickles, a setting stands in one place"
-import ast, re, shlex, subprocess, sys
+import ast, json, re, shlex, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {p.stem:p for p in sorted((ROOT/'jetbook').glob('[!_]*.py'))}
+LIB = ROOT/'jetbook'
+MODULES = {'.'.join(p.relative_to(LIB).with_suffix('').parts):p for p in sorted(LIB.rglob('[!_]*.py'))} # 'data.store': its file
 TREES = {k:ast.parse(p.read_text(encoding='utf-8')) for k,p in MODULES.items()}
 
 config = ConfigParser(delimiters=['='])
 config.read(ROOT/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
-DATA = {'data','files','transforms','loaders'}
-# the rooms: which modules of the library each may import
-ROOMS = dict(hdf5=set(), data={'hdf5'}, files={'data'}, events={'data'}, simulate={'data','files','events'}, observables={'data'}, transforms={'data'}, loaders={'data','transforms'}, losses=set(), metrics={'losses'},
-             runs=DATA|{'losses','metrics'})
-ROOMS['conv_ae'] = DATA|{'observables','losses','metrics','runs'}
-ROOMS['dense_ae'] = ROOMS['conv_ae']|{'conv_ae'}
-ROOMS['sparse_ae'] = ROOMS['conv_ae']|{'conv_ae'}
-ROOMS['compress'] = ROOMS['dense_ae']|{'dense_ae','sparse_ae'}
-ROOMS['codec'] = ROOMS['compress']|{'compress'}
-ROOMS['vae'] = ROOMS['sparse_ae']|{'sparse_ae'}
-ROOMS['edges'] = DATA
-ROOMS['graphs'] = DATA|{'observables','losses','metrics','runs','edges'}
-ROOMS['gnn'] = DATA|{'observables','losses','metrics','runs','edges','graphs'}
-ROOMS['contrastive'] = ROOMS['gnn']|{'gnn'}
-ROOMS['sets'] = ROOMS['gnn']
-ROOMS['fusion'] = ROOMS['sets']|{'sets'}
-ROOMS['taggers'] = ROOMS['contrastive']|{'contrastive','sets','fusion'}
-ROOMS['latent'] = ROOMS['vae']|{'vae'}
-ROOMS['anomaly'] = ROOMS['latent']|{'latent','dense_ae'}
-for room in ('reconstruction','density','dirichlet','nae','surrogates'): ROOMS[room] = ROOMS['anomaly']|{'anomaly'}
-ROOMS['cwola'] = ROOMS['density']|{'density'}
-ROOMS['search'] = set(ROOMS)
-ROOMS['demo'] = set(ROOMS)
-ROOMS['cli'] = set(ROOMS)
-for may in ROOMS.values():
-    if 'data' in may: may.add('hdf5') # whose names `data` hands on
+# --- the rooms: a module imports only from notebooks with a smaller number
+
+def chapters():
+    "Modules in the order of the notebooks' numbers; one that a second cell of a notebook exports to stands beside that notebook's own"
+    order = {}
+    for i,fn in enumerate(sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))):
+        text = '\n'.join(''.join(c['source']) for c in json.loads(fn.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code')
+        for m in re.findall(r'^#\s*\|\s*(?:default_exp|export[is]?) +([\w.]+)\s*$', text, re.M): order.setdefault(m, i)
+    return order
+
+ORDER = chapters()
 
 def imported(tree):
     "Every module that `tree` imports, anywhere in it, as (name, level, line); a `from` import also counts what it takes from a package"
@@ -48,26 +34,80 @@ def imported(tree):
             if n.module: yield n.module, n.level, n.lineno
             else: yield from ((a.name, n.level, n.lineno) for a in n.names)
 
-def inner(tree): 
-    "Modules of this library that `tree` imports"
-    for name,level,_ in imported(tree):
-        parts = name.split('.')
-        if level: yield parts[0]
-        elif parts[0]=='jetbook' and len(parts)>1: yield parts[1]
+def absolute(mod, name, level):
+    "The module of this library that an import in `mod` names, without `jetbook.`, or None"
+    if level:
+        package = mod.split('.')[:-level] if level<=mod.count('.')+1 else []
+        return '.'.join([*package, name]) if package or name in MODULES else name
+    return name.removeprefix('jetbook.') if name.startswith('jetbook.') else None
+
+def inner(mod, tree): return {m for name,level,_ in imported(tree) if (m := absolute(mod, name, level)) in MODULES}
 
 def outer(tree): return {name.split('.')[0] for name,level,_ in imported(tree) if not level} - {'jetbook'} - set(sys.stdlib_module_names)
 
+def private(tree):
+    "Names of another module's own that `tree` takes"
+    for n in ast.walk(tree):
+        if isinstance(n, ast.ImportFrom) and (n.level or (n.module or '').startswith('jetbook')):
+            yield from (a.name for a in n.names if a.name.startswith('_') and not a.name.startswith('__') and a.name!='_modidx')
+
+def by_string(tree):
+    "Imports that no reader and no tool can follow"
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Call) and ast.unparse(n.func).split('.')[-1] in ('import_module','__import__'): yield n
+
+def test_every_module_has_a_chapter(): assert set(ORDER)==set(MODULES)
+
 @pytest.mark.parametrize('mod', MODULES)
 def test_imports_run_downward(mod):
-    assert mod in ROOMS, f'{mod} has no room: give it one in ROOMS, and say what it may import'
-    assert set(inner(TREES[mod])) - {'__version__','_modidx'} <= ROOMS[mod]
+    later = {m for m in inner(mod, TREES[mod]) if ORDER[m] > ORDER[mod]}
+    assert later==set(), f'{mod} imports what comes after it'
 
-def test_no_circles():
-    seen = {}
-    def visit(m, path=()):
-        assert m not in path, ' -> '.join((*path,m))
-        if m not in seen: seen[m] = [visit(o, (*path,m)) for o in ROOMS[m]]
-    for m in ROOMS: visit(m)
+@pytest.mark.parametrize('mod', MODULES)
+def test_nothing_private_is_taken(mod): assert list(private(TREES[mod]))==[]
+
+@pytest.mark.parametrize('mod', MODULES)
+def test_nothing_is_imported_by_a_string(mod):
+    allowed = ['importlib.import_module(module)'] if mod=='data.store' else [] # `require`: a package of an extra
+    assert [ast.unparse(n) for n in by_string(TREES[mod]) if ast.unparse(n) not in allowed]==[]
+
+def test_the_checks_of_imports_find_it():
+    assert inner('graphs.nodes', ast.parse('from ..data.store import JetStore'))=={'data.store'}
+    assert inner('graphs.nodes', ast.parse('def f():\n from jetbook.graphs.batches import graphs'))=={'graphs.batches'}
+    assert inner('cli', ast.parse('from .train import runs'))==set() and inner('graphs.nodes', ast.parse('from .edges import knn_edges'))=={'graphs.edges'}
+    assert list(private(ast.parse('from ..data.store import _secret, JetStore')))==['_secret']
+    assert len(list(by_string(ast.parse("importlib.import_module('jetbook.' + m)"))))==1
+
+# --- `jetbook.all`
+
+def test_no_name_means_two_things():
+    homes = {}
+    for mod in MODULES:
+        if mod in ('all', 'cli', 'demo'): continue
+        for n in TREES[mod].body:
+            if isinstance(n, ast.Assign) and ast.unparse(n.targets[0])=='__all__':
+                for name in ast.literal_eval(n.value): homes.setdefault(name, []).append(mod)
+    assert {k:v for k,v in homes.items() if len(v)>1}=={}
+
+def test_all_hands_on_every_public_name():
+    import jetbook.all
+    for mod in MODULES:
+        if mod in ('all', 'cli', 'demo') or mod.split('.')[-1] in ('kernels', 'packing'): continue
+        for name in sys.modules[f'jetbook.{mod}'].__all__: assert hasattr(jetbook.all, name), f'{mod}.{name}'
+
+# --- recipes
+
+def test_entry_points_are_the_recipes():
+    "settings.ini names every function and class that `@recipe` registers, and no other"
+    listed = dict(o.split('=', 1) for o in cfg['recipes'].split())
+    there = {}
+    for mod,tree in TREES.items():
+        for n in tree.body:
+            calls = [d for d in getattr(n, 'decorator_list', ()) if ast.unparse(d.func if isinstance(d, ast.Call) else d)=='recipe']
+            for d in calls:
+                name = d.args[0].value if isinstance(d, ast.Call) and d.args else next((k.value.value for k in getattr(d, 'keywords', ()) if k.arg=='name'), n.name)
+                there[name] = f'jetbook.{mod}:{n.name}'
+    assert listed==there
 
 # what opens a file that can carry code
 UNPICKLES = {'pickle','cPickle','_pickle','dill','cloudpickle','joblib','shelve','marshal'}
@@ -87,7 +127,9 @@ def unsafe(tree):
         if any(k.arg=='allow_pickle' and not (isinstance(k.value, ast.Constant) and k.value.value is False) for k in n.keywords): yield n.lineno, 'allow_pickle'
 
 @pytest.mark.parametrize('mod', MODULES)
-def test_nothing_unpickles(mod): assert list(unsafe(TREES[mod]))==[]
+def test_nothing_unpickles(mod):
+    allowed = ['known[name].load'] if mod=='train.recipes' else [] # an entry point imports the module of an installed package
+    assert [what for _,what in unsafe(TREES[mod]) if what not in allowed]==[]
 
 @pytest.mark.parametrize('code', ['import pickle', 'from joblib import load', 'torch.load(f)', 'torch.load(f, weights_only=True)', 'np.load(f, allow_pickle=True)',
                                   'np.load(f, allow_pickle=flag)', 'pd.read_pickle(f)', 'load_learner(f)', 'learn.load("best")', 'eval(s)'])
@@ -106,8 +148,7 @@ def test_requirements_are_what_is_imported():
     used = set().union(*map(outer, TREES.values()))
     extras = set().union(*(requires(k) for k in cfg if k.endswith('_requirements')))
     assert used <= requires('requirements')|extras
-    later = {'torch_geometric'}     # the graph notebooks' own
-    assert requires('requirements') - used <= later
+    assert requires('requirements') - used == set()
 
 def test_extras_are_imported_where_used():
     "A module imports without any extra"
@@ -131,11 +172,12 @@ def test_init_holds_the_version_only():
 
 def test_front_page_lists_every_notebook():
     index = (ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8')
-    assert [p.stem for p in (ROOT/'nbs').glob('[0-9]*.ipynb') if f'({p.name})' not in index] == []
+    names = [p.relative_to(ROOT/'nbs').as_posix() for g in ('[0-9]*.ipynb', 'tour.ipynb', 'studies/*.ipynb') for p in (ROOT/'nbs').glob(g)]
+    assert [n for n in names if f'({n})' not in index] == []
 
 def test_importing_the_store_needs_no_development_tool():
     "What `pip install jetbook` brings is enough, and nothing heavy comes with the store"
-    code = "import sys, jetbook.data.store; print(*sorted({'nbdev','execnb','sphinx','pytest','pythia8mc','fastjet','fastai'} & set(sys.modules)))"
+    code = "import sys, jetbook.data.store; print(*sorted({'nbdev','execnb','sphinx','pytest','pythia8mc','fastjet','fastai','torch','numba','pandas','matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()==''
 
 import runnb

@@ -30,7 +30,7 @@ def mix(
         )
     if not 0 <= share < 1:
         raise ConfigError('No such share of signal', found=share, expected='from 0 to below 1')
-    idx = np.random.RandomState(seed).permutation(store._index(idx))
+    idx = np.random.RandomState(seed).permutation(store.indices(idx))
     is_signal = store.columns[store.label_column][idx] == signal
     b = idx[~is_signal]
     s = idx[is_signal]

@@ -9,18 +9,17 @@ __all__ = ['FIVE', 'Rarity', 'Density', 'select_observables', 'ObservableDensity
            'deep_svdd', 'DeepSVDD']
 
 # %% ../../nbs/06a_density.ipynb #448d44d3
-from functools import partial
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
 from torch import nn, Tensor
 from ..data.store import ConfigError, DataError, JetStore
 from ..data.observables import observables
 from ..data.loaders import jet_dls, Split, StoreDL
 from ..train.recipes import recipe
+from ..train.training import fused_adam
 from ..ae.dense import DenseAE
 from .methods import AnomalyDetector, detector, towers, Trained
 
@@ -261,7 +260,7 @@ def latent_ae(
         jet_dls(store, split, task='reconstruct', bs=bs),
         DenseAE((n, width, bottleneck, width, n), store.width),
         loss_func=nn.MSELoss(),
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
+        opt_func=fused_adam(),
         wd=0.0,
     )
 
@@ -424,13 +423,7 @@ def deep_svdd(
     net = SphereNet((625, 128, 64, code), power, bias)
     dls = _tower_dls(store, split, bs)
     net.set_center(store.images(split.train).cpu())
-    return Learner(
-        dls,
-        net,
-        loss_func=mean_distance,
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
-        wd=wd,
-    )
+    return Learner(dls, net, loss_func=mean_distance, opt_func=fused_adam(), wd=wd)
 
 # %% ../../nbs/06a_density.ipynb #b3062bd5
 @detector(reference='Ruff et al., ICML 2018')

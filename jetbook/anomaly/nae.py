@@ -17,13 +17,13 @@ from fastai.callback.schedule import combined_cos
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric
-from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch, store_attr
 from torch import nn, Tensor
 from torch.nn import functional as F
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
 from ..train.recipes import recipe
+from ..train.training import fused_adam
 from .methods import detector, Trained
 
 # %% ../../nbs/06c_nae.ipynb #b9f2c35a
@@ -352,7 +352,7 @@ def nae(
         dls,
         model,
         loss_func=_mean_energy,
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)),
+        opt_func=fused_adam(betas=(0.9, 0.99)),
         wd=0.0,
         cbs=[cb, GradientClip(1.0)],
         metrics=metrics,

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch, store_attr
 from sklearn.neighbors import KernelDensity
 from torch import nn, Tensor
@@ -24,6 +23,7 @@ from ..data.loaders import jet_dls, Split
 from ..losses import KernelMSE, KLDivergence, weighted_mse
 from ..metrics import bootstrap_auc, Estimate
 from ..train.recipes import recipe
+from ..train.training import fused_adam
 from ..ae.dense import DenseAE
 from ..ae.vae import ELBO, normal_nll, VAE, vae_learner, vae_metrics
 from .methods import detector, Trained
@@ -169,7 +169,7 @@ def remapped_ae(
         dls,
         DenseAE((n, hidden, bottleneck, hidden, n), store.width),
         loss_func=ImageError(loss, sigma),
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
+        opt_func=fused_adam(),
         wd=0.0,
     )
 

@@ -1150,7 +1150,7 @@ def to_dense(
 ):  # Path
     "Write dense HDF5 in the CMS layout (`X_jets` (N,H,W,C), `m0`, `pt`, `y`) or, for LAGAN stores, `image` (N,25,25) with its columns"
     lay = LAYOUTS[self.layout]
-    idx = self._index(idx)
+    idx = self.indices(idx)
     one = self.layout == 'lagan'
     shape = (len(idx), self.height, self.width) + (() if one else (len(self.channels),))
     buf = self.buffer(256)

@@ -323,7 +323,7 @@ class StoreDL(DataLoader):
     ):
         if bs < 1:
             raise ConfigError('A batch needs a jet', found=bs, expected='bs of 1 or more')
-        self.idx = store._index(idx)
+        self.idx = store.indices(idx)
         self.seed = seed
         self.split_idx = split_idx
         self.epoch = 0

@@ -331,7 +331,7 @@ class Buffer:
         idx=None,  # numbers of the jets (B,), a slice or a mask; default: all
     ):  # float32 (B, C, H, W), valid until the next `fill`
         "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed whole"
-        idx = store._index(idx)
+        idx = store.indices(idx)
         size = (len(store.channels), store.height, store.width)
         if self.array.shape[1:] != size or len(self.array) < len(idx):
             raise DataError(
@@ -378,7 +378,7 @@ def _images_torch(store, idx, out):
 
 # %% ../../nbs/00_data.ipynb #c535f7e9
 @patch
-def _index(self: JetStore, idx):
+def indices(self: JetStore, idx):
     "`idx` as int64 array of valid jet numbers"
     n = len(self)
     if idx is None:
@@ -424,11 +424,11 @@ def images(
     "The dense images of jets `idx`, bit for bit what the source held"
     if self.device == 'cpu':
         if out is None:
-            idx = self._index(idx)
+            idx = self.indices(idx)
             out = self.buffer(len(idx))
         x = out.fill(self, idx)
     else:
-        idx = self._index(idx)
+        idx = self.indices(idx)
         if out is not None:
             raise DataError(
                 'A buffer is for a store in main memory',
@@ -563,7 +563,7 @@ def clouds(
     "The entries of jets `idx` as point clouds, channel after channel within a jet"
     if self.device != 'cpu':
         return self.to('cpu').clouds(idx)
-    idx = self._index(idx)
+    idx = self.indices(idx)
     counts = np.stack([o[idx + 1] - o[idx] for o, _, _ in self.entries.values()])
     offsets = np.concatenate([[0], np.cumsum(counts.sum(0))])
     first = offsets[:-1] + np.cumsum(counts, 0) - counts
@@ -623,7 +623,7 @@ def select(
     if tuple(names) != self.channels:
         new.path = None
         new.mmap = False
-    return new if idx is None else new._pick(self._index(idx))
+    return new if idx is None else new._pick(self.indices(idx))
 
 
 @patch
@@ -654,7 +654,7 @@ def __getitem__(
     "Jet `i` as a dict of its image and columns; several jets as a store"
     if not isinstance(i, (int, np.integer)):
         return self.select(i)
-    j = self._index(int(i))
+    j = self.indices(int(i))
     return dict(image=self.images(j)[0], **{k: v[j[0]].item() for k, v in self.columns.items()})
 
 # %% ../../nbs/00_data.ipynb #7ab1befa

@@ -228,7 +228,7 @@ def graphs(
     spec: GraphSpec = GraphSpec(),  # what a graph is made of
 ):  # PyG Batch: x (n, F), pos (n, 2) in eta and phi, batch (n,), ptr (B+1,); edge_index (2, E), edge_weight (E,), edge_attr (E, D) as the spec has it; y, pt, m0 (B,) as the store has them
     "The graphs of jets `idx`; edges are directed from `edge_index[0]` to `edge_index[1]`, in the order of the latter, nearest first"
-    store, idx = store.to('cpu'), store._index(idx)
+    store, idx = store.to('cpu'), store.indices(idx)
     nodes, x = _nodes_features(store, idx, spec)
     pos = np.stack(node_eta_phi(nodes), 1).astype(np.float32)
     per_edge, at = _per_edge(nodes, pos, spec)
@@ -241,7 +241,7 @@ def padded(
     spec: GraphSpec = GraphSpec(),  # what a node is; edges are not made
 ):  # x float32 (B, N, F) and mask bool (B, N), N the most nodes among these jets
     "The nodes of jets `idx` as a dense tensor; behind a jet's last node there are zeros"
-    store, idx = store.to('cpu'), store._index(idx)
+    store, idx = store.to('cpu'), store.indices(idx)
     nodes, x = _nodes_features(store, idx, spec)
     return _pad(x, nodes.offsets)
 

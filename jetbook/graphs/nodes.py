@@ -291,7 +291,7 @@ def image_moments(
     chunk: int = 1024,  # jets done at a time
 ):  # (float, float)
     "Mean and standard deviation of all pixels in all channels"
-    idx = store._index(idx)
+    idx = store.indices(idx)
     s1 = 0.0
     s2 = 0.0
     for i in range(0, len(idx), chunk):

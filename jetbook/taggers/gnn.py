@@ -10,7 +10,6 @@ __all__ = ['POOLS', 'Links', 'aggregate', 'edge_softmax', 'linear', 'Piece', 'pi
 # %% ../../nbs/05_gnn.ipynb #ba6ab8a8
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Literal
 import numpy as np
@@ -20,7 +19,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.optimizer import OptimWrapper
 from fastcore.meta import delegates
 from numba import njit
 from torch import nn, Tensor
@@ -33,7 +31,7 @@ from torch_geometric.utils import add_self_loops, remove_self_loops
 from ..data.store import ConfigError, DataError, JetStore
 from ..data.loaders import Split
 from ..train.recipes import recipe
-from ..train.runs import AUC
+from ..train.training import fused_adam, roc_auc
 from ..graphs.nodes import image_moments
 from ..graphs.batches import graph_dls, GraphDL, GraphSpec
 
@@ -504,9 +502,9 @@ def graph_learner(
         dls,
         net,
         loss_func=CrossEntropyLossFlat(),
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
+        opt_func=fused_adam(),
         wd=wd,
-        metrics=[accuracy, AUC()],
+        metrics=[accuracy, roc_auc()],
         **kwargs,
     )
 

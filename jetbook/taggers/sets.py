@@ -6,26 +6,27 @@
 __all__ = ['CELLS', 'cell_dls', 'CellScale', 'cell_scale', 'per_node', 'put_back', 'pool_cells', 'mlp', 'ParticleFlow',
            'check_set_network', 'check_padding_gradient', 'set_learner', 'pfn', 'pfn_quick', 'neighbours', 'EdgeConv',
            'ParticleNet', 'particle_net', 'pair_features', 'AttentionBlock', 'ParticleTransformer',
-           'particle_transformer', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy', 'ensemble', 'blend',
-           'ProfileDL', 'profile_dls', 'ProfileScale', 'Fusion', 'fused_pfn', 'fused_particle_net']
+           'particle_transformer', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy', 'EnsembleAUC', 'ensemble',
+           'blend', 'ProfileDL', 'profile_dls', 'ProfileScale', 'Fusion', 'fused_pfn', 'fused_particle_net']
 
 # %% ../../nbs/05b_sets.ipynb #074772db
 import math
-from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
-from fastai.optimizer import OptimWrapper
+from fastai.metrics import AccumMetric, accuracy
+from sklearn.metrics import roc_auc_score
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.observables import jet_profile
 from ..data.loaders import Split
 from ..metrics import classification_metrics
 from ..train.recipes import recipe
+from ..train.training import fused_adam
+from ..train.runs import score
 from ..graphs.nodes import node_features
 from ..graphs.batches import graph_dls, GraphDL, GraphSpec, make_nodes
 
@@ -247,7 +248,7 @@ def set_learner(
         dls,
         model,
         loss_func or CrossEntropyLossFlat(),
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)),
+        opt_func=fused_adam(decoupled=True),
         wd=wd,
         metrics=metrics,
     )
@@ -600,6 +601,17 @@ def ensemble_accuracy(
     "Share of jets that all together get right"
     return accuracy(out[0], y)
 
+
+class EnsembleAUC(AccumMetric):
+    "Area under the ROC curve of the averaged probability"
+
+    def accumulate(
+        self,
+        learn: Learner,  # with the batch just predicted
+    ):
+        "Take in a batch"
+        self.accum_values(score(learn.pred), learn.y, learn)
+
 # %% ../../nbs/05b_sets.ipynb #555794e3
 @recipe(task='classify', epochs=8, lr_max=2e-3)
 def ensemble(
@@ -624,8 +636,13 @@ def ensemble(
         )
     _check_settings('ensemble', bs)
     learners = [known[m](store, split, bs=bs) for m in members]
+    auc = EnsembleAUC(roc_auc_score, to_np=True, invert_arg=True, name='auc')
     return set_learner(
-        learners[0].dls, Ensemble(*[l.model for l in learners]), wd, EachCrossEntropy(), ensemble_accuracy
+        learners[0].dls,
+        Ensemble(*[l.model for l in learners]),
+        wd,
+        EachCrossEntropy(),
+        [ensemble_accuracy, auc],
     )
 
 # %% ../../nbs/05b_sets.ipynb #d553d319
