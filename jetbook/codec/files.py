@@ -291,7 +291,7 @@ class PixelCodec:
         run: Run,  # of the recipe pixel_code
         step: float = None,  # of the quantiser; default: the recipe's
     ):
-        self.coder = PixelCoder(run.model.cpu(), step)
+        self.coder = PixelCoder(run.model().cpu(), step)
         self.config = dict(step=self.coder.quantiser.step)
 
     def prepare(
@@ -813,7 +813,7 @@ def learned_points(
     n_boot: int = 200,  # bootstrap samples
 ):  # list of dict
     "The learned code's points: bytes as written, `promised` as the network's probabilities say"
-    model = run.model.cpu()
+    model = run.model().cpu()
     rows = []
     for s in (s for s in steps if model.steps[0] <= s <= model.steps[1]):
         coder = PixelCoder(model, s)
