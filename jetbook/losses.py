@@ -12,22 +12,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
+from .data.store import DataError
 
 # %% ../nbs/01_losses.ipynb #2080413d
-def check_pair(pred, target):
-    "Broadcasting would hide a missing channel axis and give a plausible wrong number"
+def check_pair(
+    pred: Tensor,  # a model's output
+    target: Tensor,  # what it should be
+):
+    "Refuse shapes that differ: broadcasting would hide a missing channel axis and give a plausible wrong number"
     if pred.shape != target.shape:
-        raise ValueError(
-            f"prediction and target differ in shape. Found: {tuple(pred.shape)} and {tuple(target.shape)}. "
-            "Expected: the same shape. Do: reshape one of them (a missing channel axis?)"
+        raise DataError(
+            "Prediction and target differ in shape",
+            found=f"{tuple(pred.shape)} and {tuple(target.shape)}",
+            expected="the same shape",
+            do="reshape one of them (a missing channel axis?)",
         )
 
 
 def _reduce(per_jet, reduction):
     "`per_jet` (B,) as it is, its mean or its sum"
     if reduction not in ('none', 'mean', 'sum'):
-        raise ValueError(
-            f"unknown reduction. Found: {reduction!r}. Expected: 'mean', 'sum' or 'none'. Do: choose 'none' for one number a jet"
+        raise DataError(
+            "Unknown reduction",
+            found=f"{reduction!r}",
+            expected="'mean', 'sum' or 'none'",
+            do="choose 'none' for one number a jet",
         )
     return per_jet if reduction == 'none' else getattr(per_jet, reduction)()
 
@@ -37,7 +46,7 @@ def weighted_mse(
     target: Tensor,  # (B,C,H,W) truth, scaled to [0,1]
     weight: float = 100.0,  # weight of a bright pixel; any other pixel has weight 1
     threshold: float = 0.01,  # a target pixel above it is bright
-    reduction: str = 'mean',  # 'mean': over the whole batch at once, as the reference; 'none': (B,), one number a jet; 'sum': their sum
+    reduction: str = 'mean',  # 'mean' over the whole batch, as R1; 'none': a number a jet (B,); 'sum'
 ) -> Tensor:  # scalar, or (B,)
     "Mean squared error with bright target pixels weighted up, divided by the mean weight"
     check_pair(pred, target)
@@ -69,8 +78,8 @@ class WeightedMSE(nn.Module):
 def _nats(v, per):
     "(B,) from per-pixel values: their sum or their mean"
     if per not in ('jet', 'pixel'):
-        raise ValueError(
-            f"unknown unit. Found: per={per!r}. Expected: 'jet' or 'pixel'. Do: use 'jet' beside a KL term"
+        raise DataError(
+            "Unknown unit", found=f"per={per!r}", expected="'jet' or 'pixel'", do="use 'jet' beside a KL term"
         )
     return v.flatten(1).sum(1) if per == 'jet' else v.flatten(1).mean(1)
 
@@ -91,12 +100,11 @@ class KLDivergence(nn.Module):
 
 # %% ../nbs/01_losses.ipynb #1c4bf035
 class GaussianNLL(nn.Module):
-    "Gaussian negative log-likelihood of images, in nats; width fixed or the best of each batch and channel [2006.13202]"
+    "Gaussian negative log-likelihood of images, in nats; width fixed or that of batch and channel [2006.13202]"
 
     def __init__(
         self,
-        sigma: float
-        | None = None,  # pixel noise, in the image's unit; None: the channel's root mean squared error in the batch
+        sigma: float | None = None,  # pixel noise, in the image's unit; None: RMS error of the batch
         per: str = 'jet',  # nats per 'jet' (sum over pixels) or per 'pixel' (mean)
         reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number a jet
         min_sigma: float = 1e-4,  # floor of the width, in the image's unit
@@ -141,8 +149,11 @@ class BCEReconstruction(nn.Module):
         check_pair(pred, target)
         lo, hi = target.aminmax()
         if lo < 0 or hi > 1:
-            raise ValueError(
-                f"cross-entropy of an image outside [0,1]. Found: target from {lo:.4g} to {hi:.4g}. Expected: within [0,1]. Do: min-max scale first"
+            raise DataError(
+                "Cross-entropy of an image outside [0,1]",
+                found=f"target from {lo:.4g} to {hi:.4g}",
+                expected="within [0,1]",
+                do="min-max scale first",
             )
         f = F.binary_cross_entropy_with_logits if self.logits else F.binary_cross_entropy
         return _reduce(_nats(f(pred, target, reduction='none'), self.per), self.reduction)
@@ -158,11 +169,19 @@ def _full(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-def pixel_coordinates(shape, cell, eta_axis, like):
-    "(H*W, 5): 1, cosh(eta)-1, 1-cos(phi), sinh(eta), sin(phi) at the pixel centres, the window's middle at (0,0)"
+def pixel_coordinates(
+    shape,  # (H, W) pixels
+    cell: float,  # side of a pixel in eta and in phi
+    eta_axis: str,  # eta runs along the 'row' index or along 'col'
+    like: Tensor,  # whose type and device are wanted
+) -> Tensor:  # (H*W, 5): 1, cosh(eta)-1, 1-cos(phi), sinh(eta), sin(phi)
+    "What a pixel adds to the jet's four-momentum, at the pixel centres; the window's middle is at (0, 0)"
     if eta_axis not in ('row', 'col'):
-        raise ValueError(
-            f"unknown axis. Found: eta_axis={eta_axis!r}. Expected: 'row' or 'col'. Do: say along which axis eta runs"
+        raise DataError(
+            "Unknown axis",
+            found=f"eta_axis={eta_axis!r}",
+            expected="'row' or 'col'",
+            do="say along which axis eta runs",
         )
     r, c = ((torch.arange(n, dtype=torch.float64, device=like.device) - (n - 1) / 2) * cell for n in shape)
     r, c = torch.meshgrid(r, c, indexing='ij')
@@ -241,12 +260,15 @@ class KernelMSE(nn.Module):
     ):
         super().__init__()
         if kernel not in ('gaussian', 'exponential'):
-            raise ValueError(
-                f"unknown kernel. Found: {kernel!r}. Expected: 'gaussian' or 'exponential'. Do: choose one"
+            raise DataError(
+                "Unknown kernel", found=f"{kernel!r}", expected="'gaussian' or 'exponential'", do="choose one"
             )
         if not sigma > 0:
-            raise ValueError(
-                f"the kernel needs a width. Found: sigma={sigma}. Expected: more than 0 pixels. Do: use nn.MSELoss for no smoothing"
+            raise DataError(
+                "The kernel needs a width",
+                found=f"sigma={sigma}",
+                expected="more than 0 pixels",
+                do="use nn.MSELoss for no smoothing",
             )
         self.sigma = sigma
         self.kernel = kernel
@@ -277,9 +299,7 @@ class FocalLoss(nn.Module):
     def __init__(
         self,
         gamma: float = 2.0,  # how strongly easy jets are turned down; 0 is cross-entropy
-        alpha: float
-        | Sequence[float]
-        | None = None,  # weight of class 1 (class 0 gets 1-alpha), or with (B,K) one weight a class; None: all 1
+        alpha: float | Sequence[float] | None = None,  # weight of class 1, or of each class; None: 1
         reduction: str = 'mean',  # 'mean', 'sum' or 'none' (B,)
     ):
         super().__init__()
@@ -332,8 +352,11 @@ class ContrastiveLoss(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         if len(z) < 2:
-            raise ValueError(
-                f"no pairs. Found: {len(z)} jets. Expected: at least 2. Do: raise the batch size, or drop the last batch"
+            raise DataError(
+                "No pairs",
+                found=f"{len(z)} jets",
+                expected="at least 2",
+                do="raise the batch size, or drop the last batch",
             )
         d = F.pdist(F.normalize(_full(z)) if self.normalize else _full(z))
         i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)

@@ -8,10 +8,12 @@ __all__ = ['channel_mse', 'bright_pixels', 'observable_residuals', 'residual_sig
            'classification_metrics']
 
 # %% ../nbs/01a_metrics.ipynb #ac5f0974
+from functools import partial
 from typing import NamedTuple, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from .data.store import DataError
 from .losses import check_pair, image_pt_mass
 
 # %% ../nbs/01a_metrics.ipynb #78709970
@@ -73,11 +75,16 @@ def residual_sigma(
     r = np.asarray(residuals, dtype=float)
     r = r[np.isfinite(r)]
     if not len(r):
-        raise ValueError(
-            "no residuals. Found: none that is finite. Expected: at least one. Do: look for empty input images"
+        raise DataError(
+            "No residuals",
+            found="none that is finite",
+            expected="at least one",
+            do="look for empty input images",
         )
     if method not in ('std', 'quantile'):
-        raise ValueError(f"unknown method. Found: {method!r}. Expected: 'std' or 'quantile'. Do: choose one")
+        raise DataError(
+            "Unknown method", found=f"{method!r}", expected="'std' or 'quantile'", do="choose one"
+        )
     return float(n * (r.std() if method == 'std' else np.subtract(*np.quantile(r, [0.841345, 0.158655])) / 2))
 
 # %% ../nbs/01a_metrics.ipynb #86f1b0ee
@@ -108,8 +115,11 @@ class ReconstructionMeter:
     ):
         "Add a batch"
         if pred.shape[1] != len(self.channels):
-            raise ValueError(
-                f"channels and images disagree. Found: {pred.shape[1]} channels in the images. Expected: {len(self.channels)} {self.channels}. Do: name the channels the model was given"
+            raise DataError(
+                "Channels and images disagree",
+                found=f"{pred.shape[1]} channels in the images",
+                expected=f"{len(self.channels)} {self.channels}",
+                do="name the channels the model was given",
             )
         self._mse.append(channel_mse(pred, target, 'none').double().cpu())
         self._black.append(target.square().mean((2, 3)).double().cpu())
@@ -120,8 +130,11 @@ class ReconstructionMeter:
     def compute(self) -> dict:  # name -> float
         "The metrics of everything seen"
         if not self._mse:
-            raise ValueError(
-                "nothing measured. Found: no batch. Expected: at least one. Do: call update(pred, target) first"
+            raise DataError(
+                "Nothing measured",
+                found="no batch",
+                expected="at least one",
+                do="call update(pred, target) first",
             )
         mse = torch.cat(self._mse)
         black = torch.cat(self._black)
@@ -147,11 +160,20 @@ def _mean_error(name, v):
     }
 
 
-def residual_summary(name, r, level=0.95, n_boot=200, seed=0):
-    "Bias and 2 sigma of (in-out)/in, both definitions, with intervals"
+def residual_summary(
+    name: str,  # of the observable: the first word of each key
+    r: np.ndarray,  # residuals (in - out)/in of the jets (N,); those that are not finite are left out
+    level: float = 0.95,  # coverage of the intervals
+    n_boot: int = 200,  # bootstrap replicates
+    seed: int = 0,  # seed of the resampling
+) -> dict:  # name_bias, name_2sigma, name_2sigma_quantile, each width with _lo and _hi
+    "Bias and 2 sigma of residuals, both definitions, with intervals"
     r = r[np.isfinite(r)]
     rng = np.random.default_rng(seed)
-    widths = lambda s: [residual_sigma(s, method=m) for m in ('std', 'quantile')]
+
+    def widths(s):
+        return [residual_sigma(s, method=m) for m in ('std', 'quantile')]
+
     value = widths(r)
     lo, hi = _interval([widths(r[rng.integers(0, len(r), len(r))]) for _ in range(n_boot)], level)
     out = {f'{name}_bias': float(np.median(r))}
@@ -183,16 +205,25 @@ def _ranks(y, score):
     y = _numpy(y).ravel()
     score = _numpy(score).ravel()
     if len(y) != len(score):
-        raise ValueError(
-            f"labels and scores differ in number. Found: {len(y)} and {len(score)}. Expected: one score a jet. Do: pass the score of class 1 only"
+        raise DataError(
+            "Labels and scores differ in number",
+            found=f"{len(y)} and {len(score)}",
+            expected="one score a jet",
+            do="pass the score of class 1 only",
         )
     if not np.isin(y, (0, 1)).all() or len(np.unique(y)) < 2:
-        raise ValueError(
-            f"need both classes. Found: labels {np.unique(y)[:5].tolist()}. Expected: 0 (background) and 1 (signal), both present. Do: check the label column and the split"
+        raise DataError(
+            "Need both classes",
+            found=f"labels {np.unique(y)[:5].tolist()}",
+            expected="0 (background) and 1 (signal), both present",
+            do="check the label column and the split",
         )
     if not np.isfinite(score).all():
-        raise ValueError(
-            f"scores must be finite. Found: {(~np.isfinite(score)).sum()} that are not. Expected: none. Do: look for a diverged training"
+        raise DataError(
+            "Scores must be finite",
+            found=f"{(~np.isfinite(score)).sum()} that are not",
+            expected="none",
+            do="look for a diverged training",
         )
     values, rank = np.unique(-score, return_inverse=True)
     return rank[y == 1], rank[y == 0], -values
@@ -281,8 +312,11 @@ def background_rejection(
 ) -> Rejection:  # value, lo, hi, bound
     "Background rejection 1/eps_b at a signal efficiency, with a stratified bootstrap interval"
     if not 0 < eps_s <= 1:
-        raise ValueError(
-            f"no such working point. Found: eps_s={eps_s}. Expected: in (0,1]. Do: give a fraction, not a percentage"
+        raise DataError(
+            "No such working point",
+            found=f"eps_s={eps_s}",
+            expected="in (0,1]",
+            do="give a fraction, not a percentage",
         )
     value, reps = _bootstrap(y, score, lambda tp, fp: [_passing(tp, fp, eps_s)], n_boot, seed)
     return _rejection(value[0], reps[:, 0], (_numpy(y) == 0).sum(), level)
@@ -300,28 +334,31 @@ def classification_metrics(
     "AUC, background rejections and accuracy with intervals, and the confusion matrix"
     from sklearn.metrics import confusion_matrix
 
-    y = _numpy(y).ravel()
-    score = _numpy(score).ravel()
-    _, bkg, values = _ranks(y, score)
-    if values[-1] < 0 or values[0] > 1:
-        raise ValueError(
-            f"scores are not probabilities. Found: from {values[-1]:.4g} to {values[0]:.4g}. Expected: within [0,1]. Do: apply softmax or sigmoid to logits"
-        )
-    cut = (values > threshold).sum()
-    accuracy = lambda tp, fp: (tp[cut] + fp[-1] - fp[cut]) / (tp[-1] + fp[-1])
-    value, reps = _bootstrap(
-        y,
-        score,
-        lambda tp, fp: [_auc(tp, fp), accuracy(tp, fp), *(_passing(tp, fp, e) for e in eps_s)],
-        n_boot,
-        seed,
-    )
+    y, score = _numpy(y).ravel(), _numpy(score).ravel()
+    n_background, cut = _count_above(y, score, threshold)
+    value, reps = _bootstrap(y, score, partial(_figures, cut=cut, eps_s=eps_s), n_boot, seed)
     lo, hi = _interval(reps, level)
     out = dict(n=len(y), n_signal=int(y.sum()), level=level, threshold=threshold)
     for i, k in enumerate(('auc', 'accuracy')):
         out |= {k: float(value[i]), f'{k}_lo': float(lo[i]), f'{k}_hi': float(hi[i])}
     for i, e in enumerate(eps_s, 2):
-        r = _rejection(value[i], reps[:, i], len(bkg), level)
+        r = _rejection(value[i], reps[:, i], n_background, level)
         key = f'rejection_{100 * e:g}'
         out |= {key: r.value, f'{key}_lo': r.lo, f'{key}_hi': r.hi, f'{key}_bound': r.bound}
     return out | dict(confusion_matrix=confusion_matrix(y, score > threshold, labels=[0, 1]).tolist())
+
+
+def _count_above(y, score, threshold):
+    "Background jets, and the number of different scores above the threshold; scores must be probabilities"
+    _, background, values = _ranks(y, score)
+    if values[-1] < 0 or values[0] > 1:
+        found = f'from {values[-1]:.4g} to {values[0]:.4g}'
+        do = 'apply softmax or sigmoid to logits'
+        raise DataError('Scores are not probabilities', found=found, expected='within [0,1]', do=do)
+    return len(background), (values > threshold).sum()
+
+
+def _figures(tp, fp, cut, eps_s):
+    "AUC, accuracy at the cut and the background passing at each efficiency, from counts above each score"
+    accuracy = (tp[cut] + fp[-1] - fp[cut]) / (tp[-1] + fp[-1])
+    return [_auc(tp, fp), accuracy, *(_passing(tp, fp, e) for e in eps_s)]

@@ -14,21 +14,41 @@ import torch.nn.functional as F
 from ..data.store import ConfigError, DataError, JetStore
 from ..data.observables import girth, jet_mass, jet_pt, leading_share, multiplicity, particles, ptd
 from ..metrics import Estimate
-from .vae import as_learner, latent_kl, latents, SqrtLog
+from .conv import as_learner
+from .vae import latent_kl, latents, SqrtLog
 
 # %% ../../nbs/03a_latent.ipynb #a12da5fb
+def _plot_walks(x, units, steps, cell):
+    "Images (rows, columns, H, W) with a row a latent dimension and a column a step"
+    import matplotlib.pyplot as plt
+
+    rows, columns = x.shape[:2]
+    size = (1.45 * columns + 0.5, 1.45 * rows + 0.4)
+    fig, axs = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout='constrained', sharex=True, sharey=True
+    )
+    half = x.shape[-1] * cell / 2
+    for ax, o in zip(axs.flat, x.flatten(0, 1)):
+        ax.imshow(o, cmap='magma', origin='lower', extent=(-half, half) * 2, vmin=0, vmax=x.max())
+    for ax, s in zip(axs[0], steps):
+        ax.set_title(f'{s:g}', fontsize=9)
+    for ax, u in zip(axs[:, 0], units):
+        ax.set_ylabel(f'dimension {int(u)}\n$\\eta$')
+    for ax in axs[-1]:
+        ax.set_xlabel(r'$\phi$')
+    return fig
+
+
 @torch.no_grad()
 def traverse(
     learn,  # a trained VAE: a Learner or a Run
-    store: JetStore,  # jets by which to rank the latent numbers
-    idx=None,  # numbers of the jets; default: all
-    n: int = 4,  # the most informative latent numbers to walk along
+    store: JetStore,  # jets by which to rank the latent dimensions
+    idx=None,  # indices of the jets (N,); default: all
+    n: int = 4,  # the most informative latent dimensions to walk along
     steps: tuple = (-2.0, -1.0, 0.0, 1.0, 2.0),  # where to, in standard deviations of the prior
-    channel: int = 0,  # number of the channel to draw
-):  # matplotlib figure, a row a latent number
-    "Decode points along single latent numbers, the others at zero"
-    import matplotlib.pyplot as plt
-
+    channel: int = 0,  # index of the channel to draw
+):  # matplotlib figure, a row a latent dimension
+    "Decode points along single latent dimensions, the others at zero"
     learn = as_learner(learn)
     mean, logvar = latents(learn, store, idx)
     units = latent_kl(mean, logvar).mean(0).argsort(descending=True)[:n]
@@ -37,28 +57,10 @@ def traverse(
         z[i, :, u] = torch.tensor(steps)
     model = learn.model.eval()
     x = model.decode(z.flatten(0, 1).to(next(model.parameters()).device))[:, channel].cpu()
-    fig, axs = plt.subplots(
-        len(units),
-        len(steps),
-        figsize=(1.45 * len(steps) + 0.5, 1.45 * len(units) + 0.4),
-        squeeze=False,
-        layout='constrained',
-        sharex=True,
-        sharey=True,
-    )
-    half = x.shape[-1] * store.cell / 2
-    for ax, o in zip(axs.flat, x):
-        ax.imshow(o, cmap='magma', origin='lower', extent=(-half, half) * 2, vmin=0, vmax=x.max())
-    for ax, s in zip(axs[0], steps):
-        ax.set_title(f'{s:g}', fontsize=9)
-    for ax, u in zip(axs[:, 0], units):
-        ax.set_ylabel(f'unit {int(u)}\n$\\eta$')
-    for ax in axs[-1]:
-        ax.set_xlabel(r'$\phi$')
-    return fig
+    return _plot_walks(x.unflatten(0, z.shape[:2]), units, steps, store.cell)
 
 # %% ../../nbs/03a_latent.ipynb #1760f91e
-def _packed(x, like, source):
+def _packed(x, like):
     "A store of images (N, C, H, W), with channels and towers as in the store `like`"
     entries = {}
     for c, k in enumerate(like.channels):
@@ -66,7 +68,7 @@ def _packed(x, like, source):
         v = F.avg_pool2d(x[:, c : c + 1], u).flatten(1).cpu().numpy()
         b, p = v.nonzero()
         entries[k] = (np.searchsorted(b, np.arange(len(v) + 1)), p, v[b, p])
-    return JetStore.from_entries(entries, like.height, like.width, like.upsample, {}, source, like.layout)
+    return JetStore.from_entries(entries, like.height, like.width, like.upsample, {}, '', like.layout)
 
 
 def _joined(stores, source):
@@ -74,12 +76,10 @@ def _joined(stores, source):
     entries = {}
     a = stores[0]
     for k in a.channels:
-        es = [s.entries[k] for s in stores]
-        starts = np.cumsum([0] + [e[0][-1] for e in es])
-        entries[k] = (
-            np.concatenate([[0], *(e[0][1:] + o for e, o in zip(es, starts))]),
-            *(np.concatenate([e[i] for e in es]) for i in (1, 2)),
-        )
+        offsets, pixels, values = zip(*(s.entries[k] for s in stores))
+        starts = np.cumsum([0] + [o[-1] for o in offsets])
+        offsets = np.concatenate([[0], *(o[1:] + s for o, s in zip(offsets, starts))])
+        entries[k] = (offsets, np.concatenate(pixels), np.concatenate(values))
     return JetStore.from_entries(entries, a.height, a.width, a.upsample, {}, source, a.layout)
 
 
@@ -88,17 +88,13 @@ def _borrow_scale(y, store, seed):
     idx = np.random.default_rng(seed).integers(0, len(store), len(y))
     n = (y.shape[-1] - store.width) // 2
     y = y[..., n : n + store.height, n : n + store.width].cpu()
-    x = y * torch.cat(
-        [store.images(idx[i : i + 250]).amax((2, 3), keepdim=True).cpu() for i in range(0, len(idx), 250)]
-    )
+    top = [store.images(idx[i : i + 250]).amax((2, 3), keepdim=True).cpu() for i in range(0, len(idx), 250)]
+    x = y * torch.cat(top)
     for c, k in enumerate(store.channels):
         u = store.upsample[k]
         t = F.avg_pool2d(x[:, c : c + 1], u)
-        x[:, c] = (
-            torch.where(t >= float(store.entries[k][2].min()), t, 0.0)
-            .repeat_interleave(u, 2)
-            .repeat_interleave(u, 3)[:, 0]
-        )
+        t = torch.where(t >= float(store.entries[k][2].min()), t, 0.0)
+        x[:, c] = t.repeat_interleave(u, 2).repeat_interleave(u, 3)[:, 0]
     return x
 
 # %% ../../nbs/03a_latent.ipynb #cf8918b5
@@ -113,44 +109,46 @@ def _fitted(learn, store, k, n, seed):
     return torch.from_numpy(GaussianMixture(k, random_state=seed, reg_covar=1e-3).fit(z).sample(n)[0]).float()
 
 # %% ../../nbs/03a_latent.ipynb #f89e6ce6
+def _from_prior(model, n, gen):
+    "Points (n, L) from N(0,1)"
+    return torch.randn(n, model.start.in_features, generator=gen, device=gen.device)
+
+
+def _check_samples(n, needs_scale, store):
+    if n < 1:
+        raise ConfigError('Nothing to draw', found=n, expected='1 jet or more')
+    if needs_scale and store is None:
+        raise ConfigError(
+            'This VAE scaled each jet by itself, so its samples have no unit',
+            do='give the training jets as `store`, to borrow scales from',
+        )
+
+
 @torch.no_grad()
 def sample_prior(
     learn,  # a trained VAE: a Learner or a Run
     n: int = 1000,  # number of jets
-    seed: int = 0,  # of the random numbers
-    store: JetStore = None,  # training jets to borrow scales from, for a VAE that was trained on images in [0,1]
-    mixture: int = 0,  # draw points from so many Gaussians fitted to the clouds of `store`; 0: from N(0,1)
+    seed: int = 0,  # of the draws
+    store: JetStore = None,  # training jets, for scales or the mixture
+    mixture: int = 0,  # of this many Gaussians fitted to `store`; 0: N(0,1)
     bs: int = 250,  # jets at a time
 ):  # JetStore of n jets, in the unit of the pixels
     "New jets: points drawn from N(0,1), or from what training jets fill of it [1903.12436], decoded"
     learn = as_learner(learn)
     model = learn.model.eval()
     like = learn.dls.train.dataset
-    device = next(model.parameters()).device
-    own = hasattr(model, 'draw')
-    if n < 1:
-        raise ConfigError('Nothing to draw', found=n, expected='1 jet or more')
-    if not own and store is None:
-        raise ConfigError(
-            'This VAE scaled each jet by itself, so its samples have no unit',
-            do='give the training jets as `store`, to borrow scales from',
-        )
-    gen = torch.Generator(device).manual_seed(seed)
-    latent = model.cloud.out_features // 2 if own else model.mean.out_features
-    parts = []
-    zs = (
-        _fitted(learn, store, mixture, n, seed).to(device)
-        if mixture
-        else torch.randn(n, latent, generator=gen, device=device)
-    )
+    draws = hasattr(model, 'draw')
+    _check_samples(n, not draws, store)
+    gen = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    points = _fitted(learn, store, mixture, n, seed) if mixture else _from_prior(model, n, gen)
+    stores = []
     for i in range(0, n, bs):
-        z = zs[i : i + bs]
-        parts.append(
-            SqrtLog(model.floor).decode(model.draw(z, gen)).cpu()
-            if own
-            else _borrow_scale(model.decode(z), store.select(channels=like.channels), [seed, i])
-        )
-    stores = [_packed(x, like, '') for x in parts]
+        z = points[i : i + bs].to(gen.device)
+        if draws:
+            x = SqrtLog(model.floor).decode(model.draw(z, gen)).cpu()
+        else:
+            x = _borrow_scale(model.decode(z), store.select(channels=like.channels), [seed, i])
+        stores.append(_packed(x, like))
     return _joined(stores, f'drawn from the prior of a VAE (seed {seed})')
 
 # %% ../../nbs/03a_latent.ipynb #8f8d84e9
@@ -184,16 +182,12 @@ def wasserstein(
 # %% ../../nbs/03a_latent.ipynb #edfc71a2
 def sample_table(
     store: JetStore,  # jets
-    idx=None,  # numbers of the jets; default: all
+    idx=None,  # indices of the jets (N,); default: all
 ):  # pandas.DataFrame, one row a jet; pt and mass in the unit of the pixels
     "Momentum, mass and shape of jets, in time that grows with the number of lit pixels"
     p = particles(store, idx)
-    res = pd.DataFrame(
-        {
-            f.__name__.removeprefix('jet_'): f(p)
-            for f in (jet_pt, jet_mass, multiplicity, girth, ptd, leading_share)
-        }
-    )
+    shapes = (jet_pt, jet_mass, multiplicity, girth, ptd, leading_share)
+    res = pd.DataFrame({f.__name__.removeprefix('jet_'): f(p) for f in shapes})
     if len(store.channels) > 1:
         for k in store.channels:
             res[f'n_{k}'] = np.diff(particles(store, idx, channels=[k]).offsets)
@@ -206,10 +200,12 @@ def judge_samples(
     n_boot: int = 100,  # bootstrap replicates
 ):  # pandas.DataFrame of `Estimate`s: a row an observable, a column a sample
     "Wasserstein distances of the observables of drawn jets from those of real ones"
-    truth, *tables = [
-        s if isinstance(s, pd.DataFrame) else sample_table(s) for s in (real, *samples.values())
-    ]
-    tables = dict(zip(samples, tables))
+
+    def _table(s):
+        return s if isinstance(s, pd.DataFrame) else sample_table(s)
+
+    truth = _table(real)
+    tables = {k: _table(s) for k, s in samples.items()}
     return pd.DataFrame(
         {k: {o: wasserstein(t[o], truth[o], n_boot) for o in truth} for k, t in tables.items()}
     )
@@ -219,7 +215,7 @@ def independent_jets(
     store: JetStore,  # jets
     seed: int = 0,  # of the random numbers
 ):  # JetStore of as many jets
-    "Deal each pixel's values out to the jets anew, pixel by pixel: right mean image, right spectra, no correlations"
+    "Deal the values of each pixel out to the jets anew: right mean image, right spectra, no correlations"
     rng = np.random.default_rng(seed)
     n = len(store)
     entries = {}
@@ -233,6 +229,5 @@ def independent_jets(
         jet = (start + (np.arange(len(p)) - first) * step) % n  # no jet gets the same pixel twice
         at = np.lexsort((p[order], jet))
         entries[k] = (np.searchsorted(jet[at], np.arange(n + 1)), p[order][at], v[order][at])
-    return JetStore.from_entries(
-        entries, store.height, store.width, store.upsample, {}, 'pixels dealt out anew', store.layout
-    )
+    source = 'pixels dealt out anew'
+    return JetStore.from_entries(entries, store.height, store.width, store.upsample, {}, source, store.layout)

@@ -737,14 +737,21 @@ def predict(
     fitting = _with_labels(_fitting(run, store, learn))
     _own_jets(run, store, idx)
     step = 16 * bs if run.recipe.task in ('classify', 'reconstruct') else max(len(idx), 1)
-    dl, res = None, [np.empty(0, np.float32)]
+    res = [np.empty(0, np.float32)]
     with tqdm(total=len(idx), desc='predict', unit='jets', disable=not progress) as bar:
-        for lo in range(0, len(idx), step):
-            some = idx[lo : lo + step]
-            dl = learn.dls.test_dl(fitting, idx=some, bs=bs) if dl is None else dl.new(some)
+        for dl in _loaders(learn, fitting, idx, step, bs):
             res.append(score_of(learn, dl))
-            bar.update(len(some))
+            bar.update(len(dl.idx))
     return np.concatenate(res)
+
+
+def _loaders(learn, store, idx, step, bs):
+    "Loaders of `step` jets each, so that memory stays bounded"
+    dl = None
+    for lo in range(0, len(idx), step):
+        some = idx[lo : lo + step]
+        dl = learn.dls.test_dl(store, idx=some, bs=bs) if dl is None else dl.new(some)
+        yield dl
 
 
 def _with_labels(store):

@@ -1,0 +1,70 @@
+"Files of a training that are forged or cut short, and what a resumed training puts back"
+import json, pickle, struct
+
+import numpy as np, pytest, torch
+
+from jetbook.data.store import ConfigError, DataError
+from jetbook.train.training import SCHEDULES, find_lr, flatten_tree, from_json, load_tensors, read_json, save_tensors, to_json, toy_learner, unflatten_tree, write_json
+
+TENSOR = dict(dtype='F32', shape=[2], data_offsets=[0, 8])
+
+def forge(path, header, body=b''):
+    h = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack('<Q', len(h)) + h + body)
+    return path
+
+def test_a_sound_file_by_hand_is_read(tmp_path):
+    assert load_tensors(forge(tmp_path/'f.safetensors', dict(a=TENSOR), bytes(8)))[0]['a'].tolist()==[0, 0]
+
+@pytest.mark.parametrize('change', [dict(shape=[2**40]), dict(data_offsets=[0, 2**40]), dict(shape=[-2]), dict(shape=[2**62, 4]), dict(dtype='pickle'), dict(data_offsets=[8, 0])])
+def test_a_header_that_lies_is_refused(change, tmp_path):
+    f = forge(tmp_path/'f.safetensors', dict(a={**TENSOR, **change}), bytes(8))
+    with pytest.raises(DataError, match='not a sound safetensors file'): load_tensors(f)
+
+@pytest.mark.parametrize('data', [struct.pack('<Q', 2**60)+bytes(64), struct.pack('<Q', 5)+b'{"a":', struct.pack('<Q', 64)+b'x'*64, pickle.dumps(dict(a=1)), b''])
+def test_what_is_no_safetensors_file_is_refused(data, tmp_path):
+    (tmp_path/'f.safetensors').write_bytes(data)
+    with pytest.raises(DataError, match='not a sound'): load_tensors(tmp_path/'f.safetensors')
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    with pytest.raises(DataError, match='not a sound'): load_tensors(forge(tmp_path/'f.safetensors', dict(a=TENSOR), bytes(4)))
+    with pytest.raises(DataError, match='No g.safetensors'): load_tensors(tmp_path/'g.safetensors')
+
+def test_tied_weights_are_saved_twice(tmp_path):
+    w = torch.arange(4.)
+    save_tensors(tmp_path/'t.safetensors', dict(a=w, b=w[:2], c=w.view(2, 2).t()), dict(note='x'))
+    tensors,meta = load_tensors(tmp_path/'t.safetensors')
+    assert tensors['b'].tolist()==[0, 1] and tensors['c'].tolist()==[[0, 2], [1, 3]] and meta['note']=='x'
+
+@pytest.mark.parametrize('text,why', [('[1]', 'holds no settings'), ('{', 'not JSON'), ('['*100_000, 'not JSON')])
+def test_json_that_is_no_object_is_refused(text, why, tmp_path):
+    (tmp_path/'c.json').write_text(text)
+    with pytest.raises(DataError, match=why): read_json(tmp_path/'c.json')
+
+def test_json_has_a_limit(tmp_path):
+    write_json(tmp_path/'c.json', dict(a='x'*100))
+    with pytest.raises(DataError, match='too large'): read_json(tmp_path/'c.json', limit=50)
+    with pytest.raises(DataError, match='is this a run folder'): read_json(tmp_path/'none.json')
+
+def test_numbers_that_json_lacks_come_back():
+    o = dict(a=[np.float32(1.5), (2, None)], inf=float('inf'), low=float('-inf'), nan=float('nan'), n=np.int64(3))
+    back = from_json(json.loads(json.dumps(to_json(o), allow_nan=False)))
+    assert back['a']==[1.5, [2, None]] and back['inf']==float('inf') and back['low']==-float('inf') and back['nan']!=back['nan'] and back['n']==3
+
+def test_a_tree_with_every_kind_of_leaf_comes_back():
+    tree = {0:dict(step=3, avg=torch.randn(2), lr=.1), 'x':[(1, None), True, np.arange(3.), np.array([2**31], np.uint32)], 'g':torch.Generator().manual_seed(5)}
+    tensors = {}
+    back = unflatten_tree(json.loads(json.dumps(flatten_tree(tree, tensors))), tensors)
+    assert list(back)==[0, 'x', 'g'] and back['x'][0]==(1, None) and back['x'][1] is True and back[0]['lr']==.1
+    assert torch.equal(back[0]['avg'], tree[0]['avg']) and back['x'][2].tolist()==[0, 1, 2]
+    assert torch.equal(torch.rand(2, generator=back['g']), torch.rand(2, generator=tree['g']))
+
+def test_schedules_end_where_they_should():
+    assert SCHEDULES['cosine'](1., ())['lr'](1)==pytest.approx(1e-4) and SCHEDULES['flat'](1., ())['lr'](.3)==1
+    flat = SCHEDULES['flat_cosine'](1., ())['lr']
+    assert flat(.5)==1 and flat(1)==pytest.approx(1e-5)
+
+def test_no_rate_is_found_where_nothing_can_be_seen():
+    learn = toy_learner()
+    with pytest.raises(ConfigError, match='No learning rate was found'): find_lr(learn, num_it=4)
+    assert learn.opt is None
