@@ -349,18 +349,19 @@ def _section_taggers(s, store):
 # %% ../nbs/09a_demo.ipynb #a7955082
 def _search_both_ways(s, store):
     "AUC of three anomaly scores, with QCD and with W jets as the background"
-    from jetbook.anomaly.search import both_directions, search, search_table
+    from jetbook.anomaly.methods import anomaly_method
+    from jetbook.anomaly.search import both_directions, compare_methods, comparison_table
 
     methods = {
-        'lit pixels': dict(detector='observable', column='multiplicity'),
-        'autoencoder error': dict(detector='ae', epochs=s.epochs),
-        'surrogates': dict(detector='surrogates'),
+        'lit pixels': anomaly_method('observable', column='multiplicity'),
+        'autoencoder error': anomaly_method('ae', epochs=s.epochs),
+        'surrogates': anomaly_method('surrogates'),
     }
     tables = {}
     for a, b in (('QCD', 'W'), ('W', 'QCD')):
         out = s.out / 'search' / a
-        scores = search(store, a, out, methods, (s.seed,), n_train=len(store), progress=False)
-        tables[f'{a} -> {b}'] = search_table(scores, fpr=0.2, n_boot=100)
+        scores = compare_methods(store, a, out, methods, (s.seed,), n_train=len(store), progress=False)
+        tables[f'{a} -> {b}'] = comparison_table(scores, fpr=0.2, n_boot=100)
     return both_directions(tables)
 
 
@@ -376,7 +377,7 @@ More methods, and what they reach with more jets, are in {search}."""
 # %% ../nbs/09a_demo.ipynb #b0a2e8aa
 def _section_anomalies(s, store):
     "Anomaly scores in both directions, and the most anomalous jets"
-    from jetbook.anomaly.methods import learn_background, scan, scan_notes, show_strangest
+    from jetbook.anomaly.methods import fit_background, scan, scan_notes, show_most_anomalous
     from jetbook.anomaly.search import plot_directions
 
     if len(store) < 200:
@@ -384,7 +385,8 @@ def _section_anomalies(s, store):
     fitted, scanned = s.out / 'runs' / 'surrogates', s.out / 'scanned.jets.h5'
     with s.step('anomaly scores, both ways'):
         both = _search_both_ways(s, store)
-        df = scan(learn_background('surrogates', store, 'QCD', s.seed, out=fitted), store, scanned)
+        method = fit_background('surrogates', store, 'QCD', out=fitted, random_state=s.seed)
+        df = scan(method, store, scanned)
     ways = [k for k in both.columns.unique(0) if k != 'worse']
     s.add(
         'Which jets are anomalous?',
@@ -402,7 +404,7 @@ def _section_anomalies(s, store):
     s.add(
         text=f"""The jets that `surrogates`, fitted to QCD jets, finds most anomalous and most ordinary, with their
         scores and p-values. {' '.join(scan_notes(df))}""",
-        fig=show_strangest(store, df),
+        fig=show_most_anomalous(store, df),
         alt='Images of the eight jets that the detector fitted to QCD jets finds most anomalous, above the eight it '
         'finds most ordinary',
     )
