@@ -99,7 +99,7 @@ def unlabelled(
     columns = {k: v for k, v in store.columns.items() if k not in ALIASES['label']}
     return store._replace(columns=columns, path=None, mmap=False)
 
-# %% ../../nbs/06_anomaly.ipynb #64bb423d
+# %% ../../nbs/06_anomaly.ipynb #4df9bd4e
 class JetFeatures(TransformerMixin, BaseEstimator):
     "Base of feature makers: `transform` turns N jets into an array (N, d)"
 
@@ -167,7 +167,7 @@ class JetObservables(JetFeatures):
             raise ValueError(f'features of shape {tuple(x.shape)} for {len(self.columns)} observables')
         super().set_state(arrays)
 
-# %% ../../nbs/06_anomaly.ipynb #73b1d2e8
+# %% ../../nbs/06_anomaly.ipynb #45f6c7dc
 class Towers(JetFeatures):
     "The 25x25 towers of jets, in percent of each jet's sum, as rows of an array"
 
@@ -203,7 +203,7 @@ class Towers(JetFeatures):
         a.check_format(full_check=True)
         self.features_ = a.toarray()
 
-# %% ../../nbs/06_anomaly.ipynb #c57f149a
+# %% ../../nbs/06_anomaly.ipynb #64c705c1
 def anomaly_score(
     method,  # fitted: an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # the jets
@@ -397,7 +397,7 @@ class TowerNetwork:
         self.run_ = Run(folder)
         self._learn = None
 
-# %% ../../nbs/06_anomaly.ipynb #db40842c
+# %% ../../nbs/06_anomaly.ipynb #d7762a75
 class TrainedDetector(TowerNetwork, AnomalyDetector):
     "Base of methods that are networks: a subclass gives `network` and `_score_batch(model, x)`"
 
@@ -420,7 +420,7 @@ class TrainedDetector(TowerNetwork, AnomalyDetector):
     def _score(self, jets):
         return self.over(towers(jets), self._score_batch)
 
-# %% ../../nbs/06_anomaly.ipynb #badaae52
+# %% ../../nbs/06_anomaly.ipynb #5b804ca1
 def fit_method(
     method,  # an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # jets of background
@@ -455,7 +455,7 @@ def threshold(
         raise DataError('Too few background jets for that rate', found=len(s), expected=f'at least {need}')
     return float(np.quantile(s, 1 - fpr, method='higher'))
 
-# %% ../../nbs/06_anomaly.ipynb #663eb472
+# %% ../../nbs/06_anomaly.ipynb #f6f863f0
 @patch
 def predict(
     self: AnomalyDetector,
@@ -635,7 +635,7 @@ class AutoencoderRun(AnomalyDetector):
     def _score(self, jets):
         return reconstruction_errors(self.learn, self.learn.dls.test_dl(jets, bs=256))[1]['mse']
 
-# %% ../../nbs/06_anomaly.ipynb #2a54812e
+# %% ../../nbs/06_anomaly.ipynb #b285913e
 def _checked(config, name):
     "The config of a bundle, if it is one of an anomaly method"
     if config.get('format') != 'jetbook-anomaly':
@@ -675,7 +675,7 @@ def _restore(method, arrays, folder):
             expected=f'what {method_name(method)} keeps',
         ) from e
 
-# %% ../../nbs/06_anomaly.ipynb #ff3e9944
+# %% ../../nbs/06_anomaly.ipynb #9d36187d
 def load_method(
     folder: str | Path,  # from `save_method`, or the run of an autoencoder
 ):  # the method
@@ -742,7 +742,7 @@ def _same_method(folder, method):
         )
     return (folder / 'model.safetensors').exists()
 
-# %% ../../nbs/06_anomaly.ipynb #9b98f6f5
+# %% ../../nbs/06_anomaly.ipynb #555eb38e
 def _fit_and_calibrate(method, store, background, parts, **kwargs):
     "Fit to one part of the background, calibrate on another, and note which jets they were"
     use, aside = _background_parts(store, background, *parts)
@@ -756,7 +756,7 @@ def _fit_and_calibrate(method, store, background, parts, **kwargs):
 def fit_background(
     method,  # name of a registered method, or an estimator on stores
     store: JetStore,  # the jets
-    background: str | int | None = None,  # the class that is background; None: all jets are
+    background: str | int | None = None,  # class that is background; None: all jets
     valid: float = 0.1,  # part held out for p-values
     test: float = 0.3,  # part not touched, if `background` is given
     out: str | Path = None,  # folder to keep the method in
@@ -813,7 +813,7 @@ def _scan_table(method, store, cols):
     df.attrs = dict(signal=signal, held_out=held_out, known=_known_jets(method, store))
     return df
 
-# %% ../../nbs/06_anomaly.ipynb #4699d024
+# %% ../../nbs/06_anomaly.ipynb #35136b58
 def scan(
     method,  # fitted, or the folder of one or of an autoencoder's run
     store: JetStore,  # jets to score, or the path of a packed store
