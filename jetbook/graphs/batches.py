@@ -25,7 +25,7 @@ from ..data.loaders import split, Split, StoreDL
 from ..train.runs import fingerprint
 from jetbook.graphs.nodes import (
     feature_names,
-    FEATURES,
+    NODE_FEATURES,
     native_nodes,
     node_eta_phi,
     node_features,
@@ -52,7 +52,7 @@ class GraphSpec:
     rule: str = 'any'  # of a pixel: 'any' channel is above the threshold, or the 'sum' of all
     resize: int = None  # pixels: stretch the image to so many a side first, bilinearly
     normalise: tuple = None  # pixels: (mean, std); intensities become max((v-mean)/std, 0), after `resize` and before `threshold`
-    features: tuple = ('etaphi', 'log', 'log_share', 'channel')  # what a node knows: names from `FEATURES`
+    features: tuple = ('etaphi', 'log', 'log_share', 'channel')  # what a node knows: names from `NODE_FEATURES`
     edges: str = None  # 'knn', 'radius', 'delaunay', 'full', or a union of them such as 'knn+delaunay'
     k: int = 16  # neighbours for 'knn'
     loop: bool = False  # is a node its own first neighbour? for 'knn', 'radius' and 'full'
@@ -77,13 +77,13 @@ def _check_spec(s):
     _one_of('rule', s.rule, ('any', 'sum'))
     _one_of('edge weights', s.weights, (None, 'gaussian'))
     for o in s.features:
-        _one_of('node feature', o, tuple(FEATURES))
+        _one_of('node feature', o, tuple(NODE_FEATURES))
     for o in s.edges.split('+') if s.edges is not None else ():
         _one_of('kind of edges', o, ('knn', 'radius', 'delaunay', 'full'))
     for o in s.edge_attr:
         _one_of('edge attribute', o, ('distance', 'weight', 'relative'))
     if not s.features:
-        raise ConfigError('A node must know something', expected=', '.join(FEATURES))
+        raise ConfigError('A node must know something', expected=', '.join(NODE_FEATURES))
     if not s.threshold >= 0:
         raise ConfigError('The threshold is below zero', found=s.threshold, expected='0 or more')
     for k, top in dict(k=2**15, max_nodes=2**16, resize=256).items():
