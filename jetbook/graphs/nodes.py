@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from ..data.store import JetStore, Ragged
 
-# %% ../../nbs/04_graphs.ipynb #b8e47c3d
+# %% ../../nbs/04_graphs.ipynb #382cff11
 def node_intensity(
     nodes: Ragged,  # n nodes
 ):  # float32 (n,)
@@ -215,27 +215,29 @@ def pixel_nodes(
     threshold: float = 0.0,  # a node has more intensity than this
     rule: str = 'any',  # in 'any' channel, or in their 'sum'
     resize: int = None,  # resize the image to this many pixels a side first, bilinearly
-    normalise: tuple = None,  # (mean, std), one each or one a channel: v becomes max((v-mean)/std, 0), then the threshold
+    normalise: tuple = None,  # (mean, std): v becomes max((v-mean)/std, 0), before the threshold
     max_nodes: int = None,  # of each jet; the brightest are kept
 ):  # Ragged of B jets: row, col (n,) in pixels of the resized image, value (n, C)
     "One node for each pixel above the threshold, row by row"
-    cloud = store.clouds(idx)
-    up = _upsample(store)
     size = (store.height, store.width)
     size2 = (resize, resize) if resize else size
-    spread = tuple(_bilinear(*o) for o in zip(size, size2)) if resize else _NO_SPREAD
+    wanted = (*_scale(normalise, len(store.channels)), np.float32(threshold), rule == 'sum')
+    row, col, value, offsets = _lit_pixels(store, store.clouds(idx), size, size2, wanted)
+    nodes = _nodes(row, col, value, offsets, size2, store.cell * size[0] / size2[0])
+    return _filled(_brightest(nodes, max_nodes))
+
+
+def _lit_pixels(store, cloud, size, size2, wanted):
+    "row, col, value and offsets of the pixels that pass"
+    up = _upsample(store)
+    spread = _NO_SPREAD if size == size2 else tuple(_bilinear(*o) for o in zip(size, size2))
     room = _room(cloud, up, size2, spread) + 1
-    row, col, value = (
-        np.empty(room, np.float32),
-        np.empty(room, np.float32),
-        np.empty((room, len(up)), np.float32),
-    )
+    row, col = np.empty(room, np.float32), np.empty(room, np.float32)
+    value = np.empty((room, len(up)), np.float32)
     offsets = np.zeros(len(cloud) + 1, np.int64)
     entries = (cloud.row, cloud.col, cloud.channel, cloud.value)
-    wanted = (*_scale(normalise, len(up)), np.float32(threshold), rule == 'sum')
     n = _pixels(entries, cloud.offsets, up, size, size2, _BIT, *spread, *wanted, row, col, value, offsets)
-    nodes = _nodes(row[:n], col[:n], value[:n], offsets, size2, store.cell * size[0] / size2[0])
-    return _filled(_brightest(nodes, max_nodes))
+    return row[:n], col[:n], value[:n], offsets
 
 
 _NO_SPREAD = ((np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)),) * 2
