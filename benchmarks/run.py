@@ -5,7 +5,8 @@
     python benchmarks/run.py --only b2 --update   and put in its place in RESULTS.md
     python benchmarks/run.py --quick        small files, few rounds, printed: to see that they run
 
-Some minutes and 4 GB of temporary files (in $TMPDIR); no other work on the machine meanwhile.
+Some minutes and 4 GB of temporary files (in $TMPDIR); no other work on the machine meanwhile. The sections that studies
+write (`make studies`) are taken from nbs/studies/tables.
 """
 import argparse, importlib, sys, tempfile, time
 from pathlib import Path
@@ -27,6 +28,10 @@ def merged(old, parts):
     sections = {key(s):s for s in [*cut(old), *cut('\n'.join(parts[1:]))]}
     return '\n'.join(s.strip()+'\n' for s in [parts[0], *(sections[k] for k in sorted(sections))])
 
+def studies():
+    "The sections that studies write, from the tables they keep"
+    return [t for f in sorted((HERE.parent/'nbs'/'studies'/'tables').glob('*.md')) if (t := f.read_text(encoding='utf-8')).startswith('## B')]
+
 def main():
     names = sorted(p.stem for p in HERE.glob('b[0-9]_*.py'))
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,7 +51,8 @@ def main():
             print(f'{n} took {time.time()-start:.0f} s', file=sys.stderr, flush=True)
     text = '\n'.join(p.strip()+'\n' for p in parts)
     print(text)
-    if a.update and not a.quick: text = merged((HERE/'RESULTS.md').read_text(encoding='utf-8'), parts)
+    old = (HERE/'RESULTS.md').read_text(encoding='utf-8') if a.update else ''
+    if not a.quick: text = merged(old, [*parts, *studies()])
     if not a.quick and (a.update or not a.only): (HERE/'RESULTS.md').write_text(text, encoding='utf-8'); print(f'written to {HERE/"RESULTS.md"}', file=sys.stderr)
 
 if __name__=='__main__': main()
