@@ -486,9 +486,9 @@ def _train(a):
 
 def _bars(a):
     "Callbacks of a training by its name: a progress bar, unless --quiet is given"
-    from jetbook.demo import training_bar
+    from jetbook.train.training import TrainingBar
 
-    return lambda name: [] if a.quiet else [training_bar(f'train {name}')]
+    return lambda name: [] if a.quiet else [TrainingBar(f'train {name}')]
 
 # %% ../nbs/10_cli.ipynb #b13913e0
 @verb(
@@ -695,9 +695,9 @@ def _decompress(a):
 )
 def _detectors(a):
     "Anomaly detection methods, and their settings"
-    from jetbook.anomaly.methods import detectors
+    from jetbook.train.recipes import recipes
 
-    _print_catalogue(a, detectors(), 'detector', ['reference', 'about'])
+    _print_catalogue(a, recipes('anomaly'), 'detector', ['reference', 'about'])
 
 # %% ../nbs/10_cli.ipynb #31b81ed6
 @verb(
@@ -714,19 +714,21 @@ def _detectors(a):
 )
 def _fit(a):
     "Fit an anomaly detector to background jets"
-    from jetbook.anomaly.methods import learn_background
+    from jetbook.anomaly.methods import fit_background, method_name
+    from jetbook.train.recipes import get_recipe
 
-    d = learn_background(
+    seed = {'random_state': a.seed} if 'random_state' in get_recipe(a.detector, 'anomaly').params else {}
+    method = fit_background(
         a.detector,
         _open(a.data),
         a.background,
-        a.seed,
         out=a.output,
         mixture=_open(a.mixture) if a.mixture else None,
         progress=not a.quiet,
-        **_settings(a.set),
+        **{**seed, **_settings(a.set)},
     )
-    print(f'{a.output}: {d!r}, fitted to {d.source["n"]:,} jets, calibrated on {len(d.reference_scores):,}')
+    n, held_out = method.background_['n'], len(method.background_scores_)
+    print(f'{a.output}: {method_name(method)}, fitted to {n:,} jets, calibrated on {held_out:,}')
 
 
 def _settings(pairs):
@@ -750,12 +752,12 @@ def _settings(pairs):
 )
 def _scan(a):
     "Score a store, keep the scores beside the jets, and draw the most anomalous"
-    from jetbook.anomaly.methods import scan, scan_notes, strangest
+    from jetbook.anomaly.methods import most_anomalous, scan, scan_notes
 
     df = scan(a.run, _open(a.store), _unused(a), top=a.top)
     if a.json:
         return _print_json(df.head(a.top))
-    _print_table(strangest(df, a.top))
+    _print_table(most_anomalous(df, a.top))
     print('', *scan_notes(df, a.top), sep='\n')
     picture = Path(a.output).name.removesuffix('.h5').removesuffix('.jets') + '.png'
     print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {picture}')
@@ -779,16 +781,17 @@ def _scan(a):
 )
 def _search(a):
     "Anomaly detection methods compared: AUC, gain of a cut, mass sculpting"
-    from jetbook.anomaly.methods import detectors
-    from jetbook.anomaly.search import ceiling, plot_gain, search, search_table
+    from jetbook.anomaly.methods import anomaly_method
+    from jetbook.anomaly.search import compare_methods, comparison_table, plot_gain, supervised
 
     store = _open(a.data)
-    methods = {k: dict(detector=k) for k in _names(a.methods) or detectors().index}
+    methods = {k: anomaly_method(k) for k in _names(a.methods)} if a.methods else None
     seeds = range(a.seeds)
-    scores = search(store, a.background, a.output, methods, seeds, a.part, a.n_train, progress=not a.quiet)
-    scores['supervised'] = ceiling(store, a.background, seeds, a.part)
+    quiet = dict(progress=not a.quiet)
+    scores = compare_methods(store, a.background, a.output, methods, seeds, a.part, a.n_train, **quiet)
+    scores['supervised'] = supervised(store, a.background, seeds, a.part)
     mass = store.columns.get(store.column_name('mass'))
-    t = search_table(scores, mass)
+    t = comparison_table(scores, mass)
     if a.plot:
         _save(plot_gain(scores, t.index[:8]).figure, a.plot)
     _print_result(t, a, 'significance improvement')

@@ -292,7 +292,7 @@ def test_fit_scan_search(folder):
     line = ('fit', 'knn_observables', 'more.jets.h5', '--background', 'QCD', '-o', 'det')
     assert '120 jets' in jetbook(*line, cwd=folder).stdout
     assert jetbook(*line, cwd=folder).stdout                                               # there already: the same again
-    assert 'something else' in jetbook(*line[:-1], 'det', '--seed', 5, status=1, cwd=folder).stderr
+    assert 'something else' in jetbook(*line[:-1], 'det', '--set', 'k=5', status=1, cwd=folder).stderr
     top = json.loads(jetbook('scan', 'det', 'more.jets.h5', '-o', 'scan.jets.h5', '--top', 3, '--json', cwd=folder).stdout)
     s = JetStore(folder/'scan.jets.h5')
     score = s.columns['anomaly_knn_observables']
@@ -303,8 +303,8 @@ def test_fit_scan_search(folder):
     assert 'already exists' in jetbook('scan', 'det', 'more.jets.h5', '-o', 'scan.jets.h5', status=1, cwd=folder).stderr
     assert 'QCD or W' in jetbook('fit', 'mean_image', 'more.jets.h5', '--background', 'top', '-o', 'top', status=1, cwd=folder).stderr
     c = json.loads((folder/'det/config.json').read_text())
-    (folder/'det/config.json').write_text(json.dumps({**c, 'detector':'mean_image', 'settings':{}}))
-    assert 'another detector' in jetbook('scan', 'det', 'more.jets.h5', '-o', 'x.jets.h5', status=1, cwd=folder).stderr
+    (folder/'det/config.json').write_text(json.dumps({**c, 'recipe':'mean_image', 'settings':{}}))
+    assert 'another method' in jetbook('scan', 'det', 'more.jets.h5', '-o', 'x.jets.h5', status=1, cwd=folder).stderr
     assert not (folder/'x.jets.h5').exists()
 
 def stopped_by(monkeypatch, error):

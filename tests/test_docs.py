@@ -97,7 +97,7 @@ def check_command(words):
         from jetbook.cli import parser
         a = parser().parse_args(words[1:])
         if a.verb=='train': from jetbook.train.runs import get_recipe; r = get_recipe(a.recipe); r.check(r.parse(a.set))
-        if a.verb=='fit': from jetbook.anomaly.methods import get_detector; get_detector(a.detector)
+        if a.verb=='fit': from jetbook.anomaly.methods import anomaly_method; anomaly_method(a.detector)
         if a.verb=='compare' and a.recipes: from jetbook.train.runs import get_recipe; [get_recipe(o) for o in a.recipes.split(',')]
     elif words[0]=='make': assert re.search(rf'^{words[1]}:', (ROOT/'Makefile').read_text(), re.M), words
     else: assert words[:2]==['pip','install'] or words==['git','clone','https://github.com/jetbook/jetbook','&&','cd','jetbook'], words

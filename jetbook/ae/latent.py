@@ -128,7 +128,7 @@ def _check_samples(n, needs_scale, store):
 def sample_prior(
     learn,  # a trained VAE: a Learner or a Run
     n: int = 1000,  # number of jets
-    seed: int = 0,  # of the random numbers
+    seed: int = 0,  # of the draws
     store: JetStore = None,  # training jets, for scales or the mixture
     mixture: int = 0,  # of this many Gaussians fitted to `store`; 0: N(0,1)
     bs: int = 250,  # jets at a time

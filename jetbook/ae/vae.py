@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import AvgMetric, Learner
-from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.distributions import MultivariateNormal
@@ -26,6 +25,7 @@ from ..data.transforms import Flip, JetTransform, MinMax, Pad
 from ..data.loaders import jet_dls, Split
 from ..losses import BCEReconstruction, GaussianNLL, KLDivergence
 from ..train.recipes import recipe
+from ..train.training import fused_adam
 from ..train.runs import reconstruction_errors
 from .conv import as_learner
 from .sparse import normal_nll, PatchGrid
@@ -171,7 +171,7 @@ def vae_learner(
         dls,
         model,
         loss_func=loss,
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)),
+        opt_func=fused_adam(),
         wd=0.0,
         metrics=[AvgMetric(loss.reconstruction), AvgMetric(loss.kl)],
         cbs=[KLAnneal(warmup, cycles)] if warmup else None,

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 from ..data.store import ConfigError, DataError, JetStore
-from .methods import AnomalyDetector, detector, unlabelled
-from .density import FIVE, select_observables
+from ..train.recipes import recipe
+from .methods import AnomalyDetector, JET_SHAPES, JetObservables, unlabelled
 
 # %% ../../nbs/06e_cwola.ipynb #9b994aa7
 def mix(
@@ -71,31 +71,29 @@ def _classifier(kind, C=0.001, seed=0):
     return VotingClassifier([(str(s), trees(s)) for s in range(5 * seed, 5 * seed + 5)], voting='soft')
 
 # %% ../../nbs/06e_cwola.ipynb #3d764cc3
-@detector(reference='1708.02949')
+@recipe('cwola', task='anomaly', reference='1708.02949')
 class CWoLa(AnomalyDetector):
     "Probability that a jet is of the mixture rather than of the pure background"
 
-    name = 'cwola'
-
     def __init__(
         self,
-        columns: tuple = FIVE,  # of `jetbook.observables.observables`
-        classifier: Literal[
-            'quadratic', 'trees'
-        ] = 'quadratic',  # logistic regression with squares and products, or boosted trees
+        columns: tuple = JET_SHAPES,  # names of observables
+        classifier: Literal['quadratic', 'trees'] = 'quadratic',  # logistic regression, or boosted trees
         C: float = 0.001,  # inverse strength of the penalty of the logistic regression
+        random_state: int = 0,  # seed of the trees
     ):
-        self.columns = tuple(columns)
+        self.columns = columns
         self.classifier = classifier
         self.C = C
+        self.random_state = random_state
 
     def fit(
         self,
-        store: JetStore,  # jets of pure background
-        mixture: JetStore = None,  # jets that may hold signal
-        **kwargs,  # `seed`, `folder` and `progress` of `AnomalyDetector.fit`
-    ):  # the detector
-        "Learn to tell the mixture from the background; labels are taken out before they are looked at"
+        X: JetStore,  # jets of pure background
+        y=None,  # ignored
+        mixture: JetStore = None,  # jets that may hold signal; labels are removed first
+    ):  # the method
+        "Learn to tell the mixture from the background"
         if mixture is None:
             raise ConfigError(
                 'CWoLa compares two samples',
@@ -104,26 +102,29 @@ class CWoLa(AnomalyDetector):
             )
         if len(mixture) < 20:
             raise DataError('Too few jets in the mixture', found=len(mixture), expected='at least 20')
-        self._mixture = unlabelled(mixture)
-        return super().fit(store, **kwargs)
+        return super().fit(X, mixture=unlabelled(mixture))
 
-    def _fit(self, store, seed, folder, progress):
-        x = [select_observables(o, self.columns) for o in (store, self._mixture)]
-        self._mixture = None
+    def _features(self, jets):
+        return JetObservables(self.columns).transform(jets)
+
+    def _fit(self, jets, mixture):
+        x = [self._features(o) for o in (jets, mixture)]
         self._tell(np.concatenate(x), np.repeat([0, 1], [len(o) for o in x]))
 
     def _tell(self, x, of_mixture):
-        self.x = np.ascontiguousarray(x)
-        self.of_mixture = of_mixture
-        self.model = _classifier(self.classifier, self.C, self.seed).fit(self.x, of_mixture)
+        self.x_ = np.ascontiguousarray(x)
+        self.of_mixture_ = of_mixture
+        self.model_ = _classifier(self.classifier, self.C, self.random_state).fit(self.x_, of_mixture)
 
-    def _score(self, store):
-        return self.model.predict_proba(select_observables(store, self.columns))[:, 1]
+    def _score(self, jets):
+        return self.model_.predict_proba(self._features(jets))[:, 1]
 
-    def _tensors(self):
-        return dict(x=torch.from_numpy(self.x), of_mixture=torch.from_numpy(self.of_mixture))
+    def state(self):
+        "The features of both samples"
+        return dict(x=self.x_, of_mixture=self.of_mixture_)
 
-    def _restore(self, tensors):
-        if tensors['x'].shape[1:] != (len(self.columns),):
-            raise ValueError(f'features {tuple(tensors["x"].shape)} of {len(self.columns)} observables')
-        self._tell(tensors['x'].numpy(), tensors['of_mixture'].numpy())
+    def set_state(self, arrays):
+        "Train the classifier again"
+        if arrays['x'].shape[1:] != (len(self.columns),):
+            raise ValueError(f'features {tuple(arrays["x"].shape)} of {len(self.columns)} observables')
+        self._tell(arrays['x'], arrays['of_mixture'])

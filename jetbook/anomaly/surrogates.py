@@ -20,7 +20,8 @@ from jetbook.data.observables import (
     ptd,
     share_outside,
 )
-from .methods import AnomalyDetector, detector, towers
+from .methods import AnomalyDetector, Towers
+from ..train.recipes import recipe
 
 # %% ../../nbs/06d_surrogates.ipynb #2d908c9e
 SURROGATES = {}  # name -> (images (N, 625), NumPy generator) -> spoilt images (N, 625)
@@ -124,42 +125,44 @@ def shape_features(
     )
 
 # %% ../../nbs/06d_surrogates.ipynb #9425397e
-@detector(reference='1906.02845')
+@recipe('surrogates', task='anomaly', reference='1906.02845')
 class Surrogates(AnomalyDetector):
     "Rarity among background jets, and likelihood ratio of background to spoilt copies of it"
-
-    name = 'surrogates'
 
     def __init__(
         self,
         use: Literal['both', 'ratio', 'density'] = 'both',  # which of the two
-        neighbours: int = 10,  # the distance to the how-manieth is taken
+        neighbours: int = 10,  # which nearest neighbour's distance is used
         trees: int = 50,  # in each classifier
         leaves: int = 8,  # of a tree
+        random_state: int = 0,  # seed of the corruption and of the classifiers
     ):
         self.use = use
         self.neighbours = neighbours
         self.trees = trees
         self.leaves = leaves
+        self.random_state = random_state
 
-    def _fit(self, store, seed, folder, progress):
-        x = _flat(store)
-        rng = np.random.default_rng(seed)
+    def _fit(self, jets):
+        x = Towers().transform(jets)
+        rng = np.random.default_rng(self.random_state)
         order = rng.permutation(len(x))
         aside = x[order[: len(x) // 5]]
         x = x[order[len(x) // 5 :]]
         spoilt = np.stack([shape_features(f(x, rng)) for f in SURROGATES.values()])
         self._build(shape_features(x), spoilt, shape_features(aside))
 
-    def _score(self, store):
-        z = (self.parts(shape_features(_flat(store))) - self.mean) / self.std
+    def _score(self, jets):
+        z = (self.parts(shape_features(Towers().transform(jets))) - self.mean_) / self.std_
         return z.sum(1) if self.use == 'both' else z[:, 1] if self.use == 'ratio' else z[:, 0]
 
-    def _tensors(self):
-        return {k: torch.from_numpy(v) for k, v in self.tables.items()}
+    def state(self):
+        "Three tables of features"
+        return self.tables_
 
-    def _restore(self, tensors):
-        self._build(*(tensors[k].numpy() for k in ('real', 'spoilt', 'aside')))
+    def set_state(self, arrays):
+        "Train the classifiers again"
+        self._build(*(arrays[k] for k in ('real', 'spoilt', 'aside')))
 
 # %% ../../nbs/06d_surrogates.ipynb #b3a3dd0f
 @patch
@@ -169,9 +172,11 @@ def _build(self: Surrogates, real, spoilt, aside):
     from sklearn.neighbors import NearestNeighbors
     from sklearn.preprocessing import StandardScaler
 
-    self.tables = dict(real=real, spoilt=spoilt, aside=aside)
-    self.scaler = StandardScaler().fit(real)
-    self.tree = NearestNeighbors(n_neighbors=min(self.neighbours, len(real))).fit(self.scaler.transform(real))
+    self.tables_ = dict(real=real, spoilt=spoilt, aside=aside)
+    self.scaler_ = StandardScaler().fit(real)
+    self.tree_ = NearestNeighbors(n_neighbors=min(self.neighbours, len(real))).fit(
+        self.scaler_.transform(real)
+    )
     y = np.repeat([0, 1], len(real))
     model = lambda: HistGradientBoostingClassifier(
         max_iter=self.trees,
@@ -180,12 +185,12 @@ def _build(self: Surrogates, real, spoilt, aside):
         l2_regularization=10.0,
         min_samples_leaf=min(100, len(real) // 4),
         early_stopping=False,
-        random_state=self.seed,
+        random_state=self.random_state,
     )
-    self.models = [model().fit(np.concatenate([real, s]), y) for s in spoilt]
+    self.models_ = [model().fit(np.concatenate([real, s]), y) for s in spoilt]
     parts = self.parts(aside)
-    self.mean = parts.mean(0)
-    self.std = parts.std(0).clip(1e-9)
+    self.mean_ = parts.mean(0)
+    self.std_ = parts.std(0).clip(1e-9)
 
 
 @patch
@@ -194,9 +199,5 @@ def parts(
     f,  # from `shape_features` (N, 6)
 ):  # float64 (N, 2): log distance, sum of the log ratios
     "The two numbers, before they are scaled"
-    far = self.tree.kneighbors(self.scaler.transform(f))[0][:, -1]
-    return np.stack([np.log(np.maximum(far, 1e-9)), sum(m.decision_function(f) for m in self.models)], 1)
-
-# %% ../../nbs/06d_surrogates.ipynb #77b87f98
-def _flat(store):
-    return towers(store).images(np.arange(len(store))).flatten(1).double().numpy()
+    far = self.tree_.kneighbors(self.scaler_.transform(f))[0][:, -1]
+    return np.stack([np.log(np.maximum(far, 1e-9)), sum(m.decision_function(f) for m in self.models_)], 1)

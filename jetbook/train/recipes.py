@@ -164,7 +164,8 @@ def recipe(
     "Register a function `(store, split=None, *, settings...) -> Learner`, or an anomaly method, as a recipe"
 
     def _register(f):
-        made = f if task == 'anomaly' else _remembering(name or f.__name__, f)
+        remember = _method_maker if task == 'anomaly' else _remembering
+        made = remember(name or f.__name__, f)
         r = Recipe(name or f.__name__, made, task, reference, **kwargs)
         _check_recipe(r)
         _recipes[r.name] = r
@@ -186,6 +187,26 @@ def _remembering(name, f):
         return learn
 
     return make
+
+
+def _method_maker(name, f):
+    "A class or function that makes anomaly methods, which know their recipe and settings"
+    if isinstance(f, type):
+        f.made_by = property(lambda self: dict(recipe=name, settings=self.get_params(deep=False)))
+        return f
+
+    @functools.wraps(f)
+    def make(**settings):
+        method = f(**settings)
+        method.made_by = dict(recipe=name, settings={**_defaults(f), **settings})
+        return method
+
+    return make
+
+
+def _defaults(f):
+    "Settings of a function that makes a method, by name"
+    return {k: p.default for k, p in inspect.signature(f).parameters.items()}
 
 
 def _check_recipe(r):
