@@ -109,7 +109,7 @@ def _paragraphs(text):
     "The paragraphs of a text as markup, with `code` and [links](https://…)"
     from markupsafe import escape, Markup
 
-    found = [str(escape(p.strip())) for p in re.split(r'\n\s*\n', text) if p.strip()]
+    found = [str(escape(' '.join(p.split()))) for p in re.split(r'\n\s*\n', text) if p.strip()]
     code = [re.sub(r'`([^`]+)`', r'<code>\1</code>', p) for p in found]
     return [Markup(_LINK.sub(r'<a href="\2">\1</a>', p)) for p in code]
 
