@@ -48,6 +48,7 @@ from .anomaly.nae import *
 from .anomaly.surrogates import *
 from .anomaly.cwola import *
 from .anomaly.search import *
+from .report import *
 
 # %% ../nbs/10a_all.ipynb #4d4e0d37
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -486,9 +486,9 @@ def _train(a):
 
 def _bars(a):
     "Callbacks of a training by its name: a progress bar, unless --quiet is given"
-    from jetbook.demo import training_bar
+    from jetbook.train.training import TrainingBar
 
-    return lambda name: [] if a.quiet else [training_bar(f'train {name}')]
+    return lambda name: [] if a.quiet else [TrainingBar(f'train {name}')]
 
 # %% ../nbs/10_cli.ipynb #b13913e0
 @verb(

@@ -30,7 +30,7 @@ def unbroken(source):
     quietly(source, dest)
     return dest.read_bytes()
 
-WATCHED = [sys.modules[f'jetbook.{o}'].__file__ for o in ('files','data','hdf5')]
+WATCHED = [sys.modules[f'jetbook.{o}'].__file__ for o in ('data.files','data.store','data.hdf5')]
 
 def lines_run(fn, *args, kill=None):
     "Run `fn`, counting the lines of jetbook's files that are executed; SIGKILL this process at line number `kill`"

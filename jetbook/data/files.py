@@ -10,7 +10,6 @@ __all__ = ['READ_BYTES', 'STEP_BYTES', 'DATA_FOLDERS', 'Source', 'array_source',
 import contextlib
 import errno
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 from fastcore.basics import patch
-from numba import njit
 from tqdm.auto import tqdm
 from jetbook.data.store import (
     check_columns,
@@ -28,10 +26,11 @@ from jetbook.data.store import (
     DataError,
     JetbookError,
     JetStore,
+    kernel,
     LAYOUTS,
     StoreError,
 )
-from .hdf5 import h5_attr, h5_dataset, MAX_CHUNK, new_h5, NEW_H5, open_h5, sample, write_header
+from .hdf5 import h5_attr, h5_dataset, MAX_CHUNK, NEW_H5, new_h5, open_h5, sample, write_header
 
 # %% ../../nbs/00b_files.ipynb #1b820869
 BLOCK, PART = (
@@ -40,7 +39,7 @@ BLOCK, PART = (
 )  # unsigned, as a signed index would be checked for counting from the end
 
 
-@njit(inline='always')
+@kernel(inline='always')
 def _any(row, j, n):
     acc = np.uint32(0)
     for k in range(n):
@@ -48,7 +47,7 @@ def _any(row, j, n):
     return acc != 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _sparsify(x, C, pixel, bits, counts, pos):
     "Non-zero entries of `x` (n, H*W*C) uint32 -> `pixel`, `bits` (C, cap) from `pos` (C,) on, which is moved, and `counts` (C, n)"
     n = len(x)
@@ -76,7 +75,7 @@ def _sparsify(x, C, pixel, bits, counts, pos):
         counts[:, i] += pos
 
 # %% ../../nbs/00b_files.ipynb #4b4972ba
-@njit(nogil=True, cache=True)
+@kernel
 def _to_towers(counts, pixel, bits, W, up, new_counts):
     "Entries at pixel granularity -> one a tower, in place; returns their number, or -1 if some tower is not constant"
     gw = W // up
@@ -107,7 +106,7 @@ def _to_towers(counts, pixel, bits, W, up, new_counts):
     return dst
 
 # %% ../../nbs/00b_files.ipynb #27fdbe42
-@njit(nogil=True, cache=True)
+@kernel
 def _to_pixels(counts, pixel, bits, W, up, out_pixel, out_bits):
     "One entry a tower -> `up`x`up` pixels each, sorted by pixel within a jet"
     gw = W // up
@@ -1195,7 +1194,7 @@ def find(
     if found[0]:
         dest = Path(into) / f'{Path(found[2]).stem}.jets.h5'
         print(f'Found {found[2]}; packing it once, to {dest}')
-        return importlib.import_module('jetbook.data.files').pack(found[2], dest, progress=progress)
+        return pack(found[2], dest, progress=progress)
     print(
         f'No CMS quark/gluon file in {", ".join(map(str, places))}: this is the sample, simulated with Pythia 8 and a parametrised detector'
     )

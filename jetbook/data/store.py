@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'JetbookError', 'DataError', 'StoreError', 'ConfigError', 'MissingExtra', 'require',
-           'JetStore', 'Buffer', 'Ragged', 'show_jet', 'toy_jets']
+           'JetStore', 'raise_store_error', 'check_columns', 'kernel', 'Buffer', 'Ragged', 'show_jet', 'toy_jets']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
+import functools
 import importlib
 from collections import namedtuple
 import numpy as np
-import torch
 from fastcore.basics import patch
-from numba import njit
 from .. import __version__
 
 # %% ../../nbs/00_data.ipynb #2b444048
@@ -30,9 +29,8 @@ class JetbookError(Exception):
         self.found = found
         self.expected = expected
         self.do = do
-        parts = [what] + [
-            f'{k}: {v}' for k, v in (('Found', found), ('Expected', expected), ('Do', do)) if v is not None
-        ]
+        said = dict(Found=found, Expected=expected, Do=do)
+        parts = [what, *(f'{k}: {v}' for k, v in said.items() if v is not None)]
         super().__init__('. '.join(str(p).rstrip('.') for p in parts) + '.')
 
     def __reduce__(self):
@@ -69,30 +67,12 @@ def require(
 
 # %% ../../nbs/00_data.ipynb #12ea2152
 Layout = namedtuple('Layout', 'image label channels classes cell signed columns')
-Layout.__doc__ = "A known file layout: image key, label column, channel names, class names (0, 1), cell size in eta and phi, signed channels, columns"
+Layout.__doc__ = """A known file layout: key of the images, label column, channel names, names of class 0 and 1,
+width of a pixel in eta and phi, channels that may be negative, columns"""
+_LAGAN = 'signal jet_pt jet_eta jet_phi jet_mass jet_delta_R tau_1 tau_2 tau_3 tau_21 tau_32'
 LAYOUTS = dict(
     cms=Layout('X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('gluon', 'quark'), 0.0174, (), ('y', 'pt', 'm0')),
-    lagan=Layout(
-        'image',
-        'signal',
-        ('pT',),
-        ('QCD', 'W'),
-        0.1,
-        (),
-        (
-            'signal',
-            'jet_pt',
-            'jet_eta',
-            'jet_phi',
-            'jet_mass',
-            'jet_delta_R',
-            'tau_1',
-            'tau_2',
-            'tau_3',
-            'tau_21',
-            'tau_32',
-        ),
-    ),
+    lagan=Layout('image', 'signal', ('pT',), ('QCD', 'W'), 0.1, (), tuple(_LAGAN.split())),
     egamma=Layout('X', 'y', ('energy', 'time'), ('class 0', 'class 1'), 0.0174, ('time',), ('y',)),
     array=Layout(None, 'y', None, ('class 0', 'class 1'), 1.0, (), ()),
 )
@@ -104,7 +84,7 @@ class JetStore:
     @classmethod
     def from_entries(
         cls,
-        entries: dict,  # channel name -> (offsets int64 (N+1,), pixel uint16, value float32), pixels in the channel's own grid
+        entries: dict,  # channel name -> offsets int64 (N+1,), pixel uint16 in its own grid, value float32
         height: int,  # image height in pixels
         width: int,  # image width in pixels
         upsample: dict = None,  # channel name -> side of a tower in pixels (default 1)
@@ -113,34 +93,29 @@ class JetStore:
         layout: str = 'array',  # a key of `LAYOUTS`
     ):  # JetStore
         "A store from packed arrays"
+        types = ('int64', 'uint16', 'float32')
         self = cls.__new__(cls)
-        columns = {k: np.asarray(v) for k, v in (columns or {}).items()}
-        up = {k: int((upsample or {}).get(k, 1)) for k in entries}
-        entries = {
-            k: (
-                np.ascontiguousarray(o, 'int64'),
-                np.ascontiguousarray(p, 'uint16'),
-                np.ascontiguousarray(v, 'float32'),
-            )
-            for k, (o, p, v) in entries.items()
-        }
-        self.__dict__.update(
-            height=height,
-            width=width,
-            upsample=up,
-            entries=entries,
-            columns=columns,
-            source=source,
-            layout=layout,
-            created_by=f'jetbook {__version__}',
-            path=None,
-            mmap=False,
-            device='cpu',
-        )
+        self.height, self.width = height, width
+        self.upsample = {k: int((upsample or {}).get(k, 1)) for k in entries}
+        self.entries = {k: tuple(map(np.ascontiguousarray, e, types)) for k, e in entries.items()}
+        self.columns = {k: np.asarray(v) for k, v in (columns or {}).items()}
+        self.source, self.layout = source, layout
+        self.created_by = f'jetbook {__version__}'
+        self.path, self.mmap, self.device = None, False, 'cpu'
         return self._validate()
 
+# %% ../../nbs/00_data.ipynb #c2eaf920
+ALIASES = dict(
+    label=('y', 'signal'), pt=('pt', 'jet_pt'), mass=('m0', 'jet_mass')
+)  # what a column means -> the names it has in known files
+
 # %% ../../nbs/00_data.ipynb #b3681bac
-def raise_store_error(what, found, expected):
+def raise_store_error(
+    what: str,  # what is wrong
+    found,  # what was found
+    expected,  # what was expected
+):
+    "Refuse a store whose contents contradict one another"
     raise StoreError(what, found=found, expected=expected, do='pack the source file again')
 
 
@@ -163,8 +138,11 @@ def _check_entries(name, n, grid, offsets, pixel, value):
         raise_store_error(f'{name}/pixel points outside the image', top, f'less than {grid}')
 
 
-def check_columns(columns, n):
-    "Per-jet columns: one number a jet, labels 0 or 1"
+def check_columns(
+    columns: dict,  # column name -> array
+    n: int,  # number of jets
+):
+    "Refuse columns that are not one number a jet, and labels other than 0 and 1"
     for k, v in columns.items():
         if v.shape != (n,):
             raise DataError(
@@ -172,7 +150,7 @@ def check_columns(columns, n):
             )
         if v.dtype.kind not in 'fiub':
             raise DataError(f'Column {k} is not numeric', found=v.dtype, expected='floats or integers')
-    for k in ('y', 'signal'):
+    for k in ALIASES['label']:
         if k in columns and (bad := np.setdiff1d(columns[k], [0, 1])).size:
             raise DataError(
                 f'Labels in column {k} other than 0 and 1',
@@ -225,11 +203,6 @@ def cell(self: JetStore):
     return LAYOUTS[self.layout].cell
 
 
-ALIASES = dict(
-    label=('y', 'signal'), pt=('pt', 'jet_pt'), mass=('m0', 'jet_mass')
-)  # what a column means -> its names in known files
-
-
 @patch
 def column_name(
     self: JetStore,
@@ -254,14 +227,41 @@ def classes(self: JetStore):
 @patch
 def label(
     self: JetStore,
-    i: int,  # number of the jet
+    i: int,  # index of the jet
 ):  # class name, or '' when the store has no label
     "Name of jet `i`'s class"
     return self.classes[int(self.columns[self.label_column][i])] if self.label_column else ''
 
+# %% ../../nbs/00_data.ipynb #de08ea8c
+def _compile(names):
+    "Compile all kernels of a module's namespace: they call one another"
+    from numba import njit
+
+    for name, f in list(names.items()):
+        plain = getattr(f, 'to_compile', None)
+        if plain is not None and plain.__globals__ is names:
+            names[name] = njit(**{'nogil': True, 'cache': True, **f.options})(plain)
+
+
+def kernel(
+    f=None,  # a function that numba compiles; kernels it calls are of the same module
+    **options,  # of `numba.njit`
+):  # the function, compiled with all others of its module when it is first called
+    "Compile with numba when first called"
+    if f is None:
+        return lambda g: kernel(g, **options)
+
+    @functools.wraps(f)
+    def first(*args):
+        _compile(f.__globals__)
+        return f.__globals__[f.__name__](*args)
+
+    first.to_compile, first.options = f, options
+    return first
+
 # %% ../../nbs/00_data.ipynb #2402f657
-@njit(nogil=True, cache=True)
-def _set(img, W, lo, hi, pixel, value, up, on):
+@kernel
+def _light(img, W, lo, hi, pixel, value, up, on):
     "Light (`on`) or clear the entries `lo:hi` in the flat image `img` (H*W,)"
     if up == 1:
         for k in range(lo, hi):
@@ -282,8 +282,8 @@ def _set(img, W, lo, hi, pixel, value, up, on):
                         img[first + np.uint64(i * W + j)] = v
 
 
-@njit(nogil=True, cache=True)
-def _fetch(idx, o, p, v):
+@kernel
+def _prefetch(idx, o, p, v):
     "Touch the entries of jets `idx`: they lie anywhere in memory, and this asks for many of them at once"
     acc = np.float32(0)
     for j in idx:
@@ -292,18 +292,18 @@ def _fetch(idx, o, p, v):
     return acc
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _repaint(out, c, W, idx0, o0, p0, v0, up0, idx, o, p, v, up):
     "In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0` and light those of `idx`"
     acc = np.float32(0)
     for b in range(max(len(idx0), len(idx))):
         if b % 8 == 0:
-            acc += _fetch(idx[b : b + 8], o, p, v)
+            acc += _prefetch(idx[b : b + 8], o, p, v)
         if b < len(idx0):
-            _set(out[b, c], W, o0[idx0[b]], o0[idx0[b] + 1], p0, v0, up0, False)
+            _light(out[b, c], W, o0[idx0[b]], o0[idx0[b] + 1], p0, v0, up0, False)
         if b < len(idx):
-            _set(out[b, c], W, o[idx[b]], o[idx[b] + 1], p, v, up, True)
-    return acc  # or the compiler would leave `_fetch` out
+            _light(out[b, c], W, o[idx[b]], o[idx[b] + 1], p, v, up, True)
+    return acc  # or the compiler would leave `_prefetch` out
 
 # %% ../../nbs/00_data.ipynb #dece95ca
 class Buffer:
@@ -323,12 +323,14 @@ class Buffer:
     @property
     def tensor(self):
         "The whole batch as a tensor that shares the memory"
+        import torch
+
         return torch.from_numpy(self.array)
 
     def fill(
         self,
         store: JetStore,  # where the jets are
-        idx=None,  # numbers of the jets (B,), a slice or a mask; default: all
+        idx=None,  # indices of the jets (B,), a slice or a mask; default: all
     ):  # float32 (B, C, H, W), valid until the next `fill`
         "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed whole"
         idx = store.indices(idx)
@@ -354,21 +356,25 @@ class Buffer:
         return self.tensor[: len(idx)]
 
 # %% ../../nbs/00_data.ipynb #58911fbd
-def _ragged(offsets, idx):
-    "For ragged rows `idx`: the row number and the position of every entry, as tensors"
-    start = offsets[idx]
-    length = offsets[idx + 1] - offsets[idx]
+def _positions(offsets, idx):
+    "Row number and position of every entry of the ragged rows `idx`, as tensors"
+    import torch
+
+    start, length = offsets[idx], offsets[idx + 1] - offsets[idx]
     row = torch.repeat_interleave(torch.arange(len(idx), device=idx.device), length)
     first = torch.cumsum(length, 0) - length
     return row, torch.arange(len(row), device=idx.device) - first[row] + start[row]
 
 
-def _images_torch(store, idx, out):
-    "Light the jets `idx` in the zeroed batch `out`, with torch operations alone"
-    C, (H, W) = len(store.channels), out.shape[2:]
+def _images_torch(store, idx):
+    "The images of jets `idx`, with torch operations alone"
+    import torch
+
+    C, H, W = len(store.channels), store.height, store.width
+    out = torch.zeros(len(idx), C, H, W, device=idx.device)
     for c, (k, (o, p, v)) in enumerate(store.entries.items()):
         up = store.upsample[k]
-        row, pos = _ragged(o, idx)
+        row, pos = _positions(o, idx)
         r = p[pos].long() // (W // up) * up
         q = p[pos].long() % (W // up) * up
         d = torch.arange(up, device=idx.device)
@@ -378,12 +384,15 @@ def _images_torch(store, idx, out):
 
 # %% ../../nbs/00_data.ipynb #c535f7e9
 @patch
-def indices(self: JetStore, idx):
-    "`idx` as int64 array of valid jet numbers"
+def indices(
+    self: JetStore,
+    idx=None,  # indices (B,), a slice, or a mask of one bool a jet; negative ones count from the end; default: all
+):  # int64 (B,), from 0 to N-1
+    "Any way to pick jets as an array of valid indices"
     n = len(self)
     if idx is None:
         return np.arange(n)
-    if torch.is_tensor(idx):
+    if hasattr(idx, 'cpu'):  # a tensor
         idx = idx.cpu().numpy()
     if isinstance(idx, slice):
         idx = np.arange(n)[idx]
@@ -393,15 +402,11 @@ def indices(self: JetStore, idx):
     if idx.size == 0:
         idx = idx.astype(np.int64)
     if idx.dtype.kind not in 'iu' or idx.ndim != 1:
-        raise DataError(
-            'Jets are picked by number',
-            found=f'{idx.dtype} {idx.shape}',
-            expected='integers, a slice, or a mask of one bool a jet',
-        )
-    if idx.size and (idx.max() >= n or idx.min() < -n):
-        raise DataError(
-            'No jet of that number', found=int(idx[(idx >= n) | (idx < -n)][0]), expected=f'0 to {n - 1}'
-        )
+        expected = 'integers, a slice, or a mask of one bool a jet'
+        raise DataError('Jets are picked by index', found=f'{idx.dtype} {idx.shape}', expected=expected)
+    outside = (idx >= n) | (idx < -n)
+    if outside.any():
+        raise DataError('No jet of that index', found=int(idx[outside][0]), expected=f'0 to {n - 1}')
     return np.ascontiguousarray(np.where(idx < 0, idx + n, idx), np.int64)
 
 # %% ../../nbs/00_data.ipynb #2a1de5f8
@@ -417,29 +422,21 @@ def buffer(
 @patch
 def images(
     self: JetStore,
-    idx=None,  # numbers of the jets (B,), a slice or a mask; default: all
+    idx=None,  # indices of the jets (B,), a slice or a mask; default: all
     out: Buffer = None,  # a `buffer` to reuse; default: a fresh tensor
     device=None,  # where the images are wanted; default: where the store is
 ):  # float32 tensor (B, C, H, W)
     "The dense images of jets `idx`, bit for bit what the source held"
+    idx = self.indices(idx)
     if self.device == 'cpu':
-        if out is None:
-            idx = self.indices(idx)
-            out = self.buffer(len(idx))
-        x = out.fill(self, idx)
+        x = (self.buffer(len(idx)) if out is None else out).fill(self, idx)
+    elif out is not None:
+        found = f'a store on {self.device}'
+        raise DataError('A buffer is for a store in main memory', found=found, do='leave `out` away')
     else:
-        idx = self.indices(idx)
-        if out is not None:
-            raise DataError(
-                'A buffer is for a store in main memory',
-                found=f'a store on {self.device}',
-                do='leave `out` away',
-            )
-        x = _images_torch(
-            self,
-            torch.as_tensor(idx, device=self.device),
-            torch.zeros(len(idx), len(self.channels), self.height, self.width, device=self.device),
-        )
+        import torch
+
+        x = _images_torch(self, torch.as_tensor(idx, device=self.device))
     return x if device is None else x.to(device)
 
 # %% ../../nbs/00_data.ipynb #a7fad7c2
@@ -449,23 +446,20 @@ def to(
     device,  # a torch device
 ):  # JetStore
     "The store with its entries on `device` (columns stay in main memory)"
-    device = str(torch.device(device))
-    if device == 'cpu' and self.device == 'cpu':
+    if str(device) == self.device == 'cpu':
         return self
+    import torch
+
+    device = str(torch.device(device))
     new = self._replace(device=device, path=None, mmap=False)
-
-    def _t(a):
-        return torch.as_tensor(
-            a.astype(np.int32) if isinstance(a, np.ndarray) and a.dtype == np.uint16 else a
-        ).to(device)
-
     if device == 'cpu':
+        new.entries = {k: tuple(a.cpu().numpy() for a in e) for k, e in self.entries.items()}
+        new.entries = {k: (o, p.astype(np.uint16), v) for k, (o, p, v) in new.entries.items()}
+    else:
         new.entries = {
-            k: (o.cpu().numpy(), p.cpu().numpy().astype(np.uint16), v.cpu().numpy())
+            k: tuple(torch.as_tensor(a).to(device) for a in (o, p.astype(np.int32), v))
             for k, (o, p, v) in self.entries.items()
         }
-    else:
-        new.entries = {k: tuple(map(_t, e)) for k, e in self.entries.items()}
     return new
 
 
@@ -488,9 +482,8 @@ class Ragged:
         offsets = np.asarray(offsets)
         for name, values in fields.items():
             if len(values) != offsets[-1]:
-                raise DataError(
-                    f'{name} does not fit the offsets', found=len(values), expected=int(offsets[-1])
-                )
+                expected = int(offsets[-1])
+                raise DataError(f'{name} does not fit the offsets', found=len(values), expected=expected)
         self.offsets = offsets
         self.info = dict(info or {})
         self.fields = fields
@@ -554,11 +547,25 @@ class Ragged:
         first = np.cumsum(counts) - counts
         return self.pick(np.repeat(self.offsets[rows] - first, counts) + np.arange(counts.sum()), counts)
 
+# %% ../../nbs/00_data.ipynb #36003bfe
+@kernel
+def _place(idx, first, offsets, pixel, value, gw, up, c, row, col, channel, out):
+    "Coordinates, channel and value of the entries of jets `idx`, from position `first` on"
+    for b in range(len(idx)):
+        j = first[b]
+        for k in range(offsets[idx[b]], offsets[idx[b] + 1]):
+            r = np.int64(pixel[k]) // gw
+            row[j] = r * up + (up - 1) / 2
+            col[j] = (pixel[k] - r * gw) * up + (up - 1) / 2
+            channel[j] = c
+            out[j] = value[k]
+            j += 1
+
 # %% ../../nbs/00_data.ipynb #4a77ed03
 @patch
 def clouds(
     self: JetStore,
-    idx=None,  # numbers of the jets (B,); default: all
+    idx=None,  # indices of the jets (B,); default: all
 ):  # Ragged: `row`, `col` (float32, pixels), `channel` (uint8), `value` (float32)
     "The entries of jets `idx` as point clouds, channel after channel within a jet"
     if self.device != 'cpu':
@@ -571,40 +578,15 @@ def clouds(
     row, col = np.empty(n, np.float32), np.empty(n, np.float32)
     channel, value = np.empty(n, np.uint8), np.empty(n, np.float32)
     for c, (k, (o, p, v)) in enumerate(self.entries.items()):
-        _cloud(
-            idx,
-            first[c],
-            o,
-            p,
-            v,
-            self.width // self.upsample[k],
-            self.upsample[k],
-            c,
-            row,
-            col,
-            channel,
-            value,
-        )
+        up = self.upsample[k]
+        _place(idx, first[c], o, p, v, self.width // up, up, c, row, col, channel, value)
     return Ragged(offsets, row=row, col=col, channel=channel, value=value)
-
-# %% ../../nbs/00_data.ipynb #36003bfe
-@njit(nogil=True, cache=True)
-def _cloud(idx, first, offsets, pixel, value, gw, up, c, row, col, channel, out):
-    for b in range(len(idx)):
-        j = first[b]
-        for k in range(offsets[idx[b]], offsets[idx[b] + 1]):
-            r = np.int64(pixel[k]) // gw
-            row[j] = r * up + (up - 1) / 2
-            col[j] = (pixel[k] - r * gw) * up + (up - 1) / 2
-            channel[j] = c
-            out[j] = value[k]
-            j += 1
 
 # %% ../../nbs/00_data.ipynb #7c66cc36
 @patch
 def select(
     self: JetStore,
-    idx=None,  # numbers of the jets (B,); default: all, without copying
+    idx=None,  # indices of the jets (B,); default: all, without copying
     channels=None,  # names of the channels to keep, in the order wanted
 ):  # JetStore
     "A store of jets `idx` and `channels`"
@@ -626,30 +608,31 @@ def select(
     return new if idx is None else new._pick(self.indices(idx))
 
 
+def _take(entries, idx):
+    "The entries of jets `idx` of one channel"
+    offsets, pixel, value = entries
+    if isinstance(offsets, np.ndarray):
+        some = Ragged(offsets, pixel=pixel, value=value).select(idx)
+        return some.offsets, some.pixel, some.value
+    import torch
+
+    idx = torch.as_tensor(idx, device=offsets.device)
+    new = torch.cat([offsets.new_zeros(1), torch.cumsum(offsets.diff()[idx], 0)])
+    pos = _positions(offsets, idx)[1]
+    return new, pixel[pos], value[pos]
+
+
 @patch
 def _pick(self: JetStore, idx):
-    def _take(o, p, v):
-        row, pos = _ragged(torch.as_tensor(o), torch.as_tensor(idx, device=getattr(o, 'device', None)))
-        new = (
-            np.concatenate([[0], np.cumsum(np.diff(o)[idx])])
-            if isinstance(o, np.ndarray)
-            else torch.cat([o.new_zeros(1), torch.cumsum(o.diff()[torch.as_tensor(idx, device=o.device)], 0)])
-        )
-        pos = pos.numpy() if isinstance(o, np.ndarray) else pos
-        return new, p[pos], v[pos]
-
-    return self._replace(
-        entries={k: _take(*e) for k, e in self.entries.items()},
-        columns={k: v[idx] for k, v in self.columns.items()},
-        path=None,
-        mmap=False,
-    )
+    entries = {k: _take(e, idx) for k, e in self.entries.items()}
+    columns = {k: v[idx] for k, v in self.columns.items()}
+    return self._replace(entries=entries, columns=columns, path=None, mmap=False)
 
 # %% ../../nbs/00_data.ipynb #0caeec5f
 @patch
 def __getitem__(
     self: JetStore,
-    i,  # number of a jet, or a slice, list or mask
+    i,  # index of a jet, or a slice, list or mask
 ):  # dict for one jet, else JetStore
     "Jet `i` as a dict of its image and columns; several jets as a store"
     if not isinstance(i, (int, np.integer)):
@@ -661,8 +644,22 @@ def __getitem__(
 @patch(as_prop=True)
 def nbytes(self: JetStore):
     "Bytes of the entries and columns in memory"
-    return sum(a.nbytes for e in self.entries.values() for a in e) + sum(
-        v.nbytes for v in self.columns.values()
+    arrays = [a for e in self.entries.values() for a in e] + list(self.columns.values())
+    return sum(a.nbytes for a in arrays)
+
+
+def _channel_facts(store, name, total):
+    "What `summary` says of a channel"
+    _, pixel, value = store.entries[name]
+    up, n = store.upsample[name], max(len(store), 1)
+    return dict(
+        grid=f'{store.height // up}x{store.width // up}',
+        upsample=up,
+        entries_per_jet=len(pixel) / n,
+        lit_pixels_per_jet=len(pixel) * up**2 / n,
+        mean_pixel=total[name] / n / store.height / store.width,
+        share=total[name] / (sum(total.values()) or 1),
+        max_pixel=float(value.max()) if len(value) else 0.0,
     )
 
 
@@ -672,32 +669,24 @@ def summary(self: JetStore):  # pandas.DataFrame, one row a channel
     import pandas as pd
 
     s = self.to('cpu')
-    n = max(len(s), 1)
-    tot = {k: float(v.sum(dtype=np.float64)) * s.upsample[k] ** 2 for k, (o, p, v) in s.entries.items()}
-    rows = {
-        k: dict(
-            grid=f'{s.height // u}x{s.width // u}',
-            upsample=u,
-            entries_per_jet=len(p) / n,
-            lit_pixels_per_jet=len(p) * u * u / n,
-            mean_pixel=tot[k] / n / s.height / s.width,
-            share=tot[k] / (sum(tot.values()) or 1),
-            max_pixel=float(v.max()) if len(v) else 0.0,
-        )
-        for (k, (o, p, v)), u in zip(s.entries.items(), s.upsample.values())
-    }
-    return pd.DataFrame(rows).T.infer_objects()
+    total = {k: float(e[2].sum(dtype=np.float64)) * s.upsample[k] ** 2 for k, e in s.entries.items()}
+    return pd.DataFrame({k: _channel_facts(s, k, total) for k in s.channels}).T.infer_objects()
 
 # %% ../../nbs/00_data.ipynb #82e58f52
 @patch
 def __repr__(self: JetStore):
-    chs = ', '.join(k + (f' ({u}x{u} towers)' if u > 1 else '') for k, u in self.upsample.items())
+    towers = {k: f' ({u}x{u} towers)' if u > 1 else '' for k, u in self.upsample.items()}
     dense = 4 * len(self) * len(self.channels) * self.height * self.width
-    n = max(len(self), 1)
-    return (
-        f'JetStore: {len(self):,} jets, {self.height}x{self.width}, channels {chs}\n'
-        f'{self.nbytes / 1e6:.1f} MB, {self.nbytes / n:.0f} bytes a jet, {dense / max(self.nbytes, 1):.0f} times smaller than dense float32'
-        f'{" (memory-mapped)" if self.mmap else ""}\ncolumns: {", ".join(self.columns) or "none"}\nsource: {self.source or "unknown"}'
+    size = f'{self.nbytes / 1e6:.1f} MB, {self.nbytes / max(len(self), 1):.0f} bytes a jet'
+    factor = f'smaller than dense float32 by a factor of {dense / max(self.nbytes, 1):.0f}'
+    return '\n'.join(
+        [
+            f'JetStore: {len(self):,} jets, {self.height}x{self.width}, channels '
+            + ', '.join(k + t for k, t in towers.items()),
+            f'{size}, {factor}{" (memory-mapped)" if self.mmap else ""}',
+            f'columns: {", ".join(self.columns) or "none"}',
+            f'source: {self.source or "unknown"}',
+        ]
     )
 
 
@@ -711,10 +700,10 @@ def _repr_html_(self: JetStore):
 def show_jet(
     image,  # (C, H, W) intensities
     channels,  # C names
-    cell: float = 1.0,  # width of a pixel in eta and phi
+    cell: float = 1.0,  # width of a pixel
     title: str = '',  # title of the figure
-    axs=None,  # C matplotlib axes to draw on; default: a new figure
-    vmin: float = None,  # lower end of the colour scale; default: 1e-4 of the largest pixel
+    axs=None,  # C axes to draw on; default: a new figure
+    vmin: float = None,  # lower end of the scale; default: 1e-4 of the largest pixel
 ):  # the axes
     "Draw one jet, a panel a channel, on a common logarithmic colour scale"
     import matplotlib.pyplot as plt
@@ -722,20 +711,15 @@ def show_jet(
 
     x = np.asarray(image)
     if axs is None:
-        axs = plt.subplots(1, len(x), figsize=(2.9 * len(x) + 0.6, 2.9), squeeze=False, layout='constrained')[
-            1
-        ][0]
-    vmax = max(float(x.max()), 1e-12)
-    norm, (h, w) = LogNorm(vmin or vmax * 1e-4, vmax), (np.array(x.shape[1:]) * cell / 2)
-    for a, c, name in zip(axs, x, channels):
-        im = a.imshow(
-            np.where(c > 0, c, np.nan),
-            norm=norm,
-            cmap='viridis',
-            extent=(-w, w, -h, h),
-            origin='lower',
-            interpolation='nearest',
+        fig, axs = plt.subplots(
+            1, len(x), figsize=(2.9 * len(x) + 0.6, 2.9), layout='constrained', squeeze=False
         )
+        axs = axs[0]
+    vmax = max(float(x.max()), 1e-12)
+    norm = LogNorm(vmin or vmax * 1e-4, vmax)
+    h, w = np.array(x.shape[1:]) * cell / 2
+    for a, c, name in zip(axs, x, channels):
+        im = a.imshow(np.where(c > 0, c, np.nan), norm=norm, extent=(-w, w, -h, h), origin='lower')
         a.set(title=name, xlabel=r'$\phi$' if cell != 1 else 'column')
         a.set_facecolor('#f4f4f6')
     axs[0].set_ylabel(r'$\eta$' if cell != 1 else 'row')
@@ -748,7 +732,7 @@ def show_jet(
 @patch
 def show(
     self: JetStore,
-    i: int = 0,  # number of the jet
+    i: int = 0,  # index of the jet
     **kwargs,  # passed to `show_jet`
 ):  # the axes
     "Draw jet `i`"
@@ -757,6 +741,15 @@ def show(
     )
 
 # %% ../../nbs/00_data.ipynb #0913e4ea
+def _toy_channel(rng, mean, side, y):
+    "Entries of toy jets in a channel of `side` x `side` cells, `mean` of them a jet, more in class 0"
+    count = rng.poisson(mean * (1.4 - 0.6 * y))
+    xy = np.clip(rng.laplace(side / 2, side / 16, (2, count.sum())), 0, side - 1).astype(int)
+    key = np.unique(np.repeat(np.arange(len(y)), count) * side**2 + xy[0] * side + xy[1])
+    offsets = np.searchsorted(key, np.arange(len(y) + 1) * side**2)
+    return offsets, (key % side**2).astype(np.uint16), rng.lognormal(-4, 1.2, len(key)).astype(np.float32)
+
+
 def toy_jets(
     n: int = 64,  # number of jets
     kind: str = 'qg',  # 'qg': 125x125, Tracks/ECAL/HCAL; 'wqcd': 25x25, pT
@@ -766,35 +759,14 @@ def toy_jets(
     if kind not in ('qg', 'wqcd'):
         raise ConfigError('No such kind of toy jets', found=kind, expected="'qg' or 'wqcd'")
     rng = np.random.default_rng(seed)
-    qg = kind == 'qg'
     y = (np.arange(n) % 2).astype(np.uint8)
-    side = 125 if qg else 25
-
-    def _channel(mean, up):
-        count = rng.poisson(mean * (1.4 - 0.6 * y))
-        g = side // up
-        xy = np.clip(rng.laplace(g / 2, g / 16, (2, count.sum())), 0, g - 1).astype(int)
-        key = np.unique(np.repeat(np.arange(n), count) * g * g + xy[0] * g + xy[1])
-        return (
-            np.searchsorted(key, np.arange(n + 1) * g * g),
-            (key % (g * g)).astype(np.uint16),
-            rng.lognormal(-4, 1.2, len(key)).astype(np.float32),
+    if kind == 'qg':
+        means = dict(Tracks=(12, 125), ECAL=(58, 125), HCAL=(20, 25))
+        entries = {k: _toy_channel(rng, mean, side, y) for k, (mean, side) in means.items()}
+        columns = dict(y=y, pt=rng.uniform(80, 180, n), m0=rng.gamma(8, 2.0, n))
+        return JetStore.from_entries(
+            entries, 125, 125, dict(HCAL=5), columns, 'toy jets: random numbers', 'cms'
         )
-
-    entries = (
-        dict(Tracks=_channel(12, 1), ECAL=_channel(58, 1), HCAL=_channel(20, 5))
-        if qg
-        else dict(pT=_channel(50, 1))
-    )
-    pt = rng.uniform(*((80, 180) if qg else (250, 300)), n)
-    m0 = rng.uniform(60, 100, n) if not qg else rng.gamma(8, 2.0, n)
-    cols = dict(y=y, pt=pt, m0=m0) if qg else dict(signal=y, jet_pt=pt, jet_mass=m0)
-    return JetStore.from_entries(
-        entries,
-        side,
-        side,
-        dict(HCAL=5) if qg else {},
-        cols,
-        'toy jets: random numbers',
-        'cms' if qg else 'lagan',
-    )
+    entries = dict(pT=_toy_channel(rng, 50, 25, y))
+    columns = dict(signal=y, jet_pt=rng.uniform(250, 300, n), jet_mass=rng.uniform(60, 100, n))
+    return JetStore.from_entries(entries, 25, 25, {}, columns, 'toy jets: random numbers', 'lagan')

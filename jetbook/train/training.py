@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'toy_learner', 'to_json', 'from_json', 'write_json', 'read_json', 'save_tensors', 'load_tensors',
            'flatten_tree', 'unflatten_tree', 'fused_adam', 'roc_auc', 'rng_state', 'set_rng_state', 'quiet', 'find_lr',
-           'transform_state', 'set_transform_state', 'Checkpoint', 'Replay', 'keep_memory']
+           'transform_state', 'set_transform_state', 'Checkpoint', 'Replay', 'TrainingBar', 'keep_memory']
 
 # %% ../../nbs/01c_training.ipynb #b663ca68
 import json
@@ -28,6 +28,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import find_bs
 from safetensors.torch import load_file, save
 from torch import nn
+from tqdm.auto import tqdm
 from ..data.store import ConfigError, DataError, JetStore, toy_jets
 from ..data.hdf5 import atomic_path
 from ..data.loaders import jet_dls, Split
@@ -476,6 +477,32 @@ class Replay(Callback):
             return
         row = {**self.done[self.epoch], 'train_loss': self.done[self.epoch]['smooth_loss']}
         self.recorder.log += [v for k, v in row.items() if k not in ('epoch', 'smooth_loss', 'lr', 'seconds')]
+
+# %% ../../nbs/01c_training.ipynb #b5e11586
+class TrainingBar(Callback):
+    "One progress bar over a whole training, on standard error"
+
+    order = 60  # after the Recorder
+
+    def __init__(
+        self,
+        desc: str,  # what stands before the bar
+    ):
+        self.desc = desc
+
+    def before_fit(self):
+        self.bar = tqdm(total=len(self.dls.train) * self.n_epoch, desc=self.desc, unit='batch')
+
+    def after_batch(self):
+        self.bar.update(self.training)
+
+    def after_epoch(self):  # epochs of an earlier process count as done
+        self.bar.update(len(self.dls.train) * (self.epoch + 1) - self.bar.n)
+        if self.recorder.values:
+            self.bar.set_postfix(zip(('train', 'valid'), self.recorder.values[-1]))
+
+    def after_fit(self):
+        self.bar.close()
 
 # %% ../../nbs/01c_training.ipynb #17e22a0b
 def keep_memory():  # bool: could it be asked for?
