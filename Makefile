@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test notebooks docs linkcheck bench wheel release clean
+.PHONY: help demo test notebooks studies docs linkcheck bench wheel release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,6 +27,9 @@ notebooks: $(DEV_STAMP) ## export, execute in place and clean (NB='02_conv_ae' a
 	ruff format -q nbs
 	nbdev_export
 	python tests/runnb.py $(NB) --flags '$(FLAGS)'
+
+studies: $(DEV_STAMP) ## what we found out: long trainings, which resume, and the tables of the results (NB=taggers for one)
+	python tests/runnb.py $(or $(NB),--studies) --flags slow
 
 docs: $(DEV_STAMP) ## the site in _docs/ (warnings are errors, every link is checked) and README.md
 	docs/mathjax.sh

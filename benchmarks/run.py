@@ -8,7 +8,7 @@
 Some minutes and 4 GB of temporary files (in $TMPDIR); no other work on the machine meanwhile. The sections that studies
 write (`make studies`) are taken from nbs/studies/tables.
 """
-import argparse, importlib, sys, tempfile, time
+import argparse, importlib, re, sys, tempfile, time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,26 +26,28 @@ def merged(old, parts):
     cut = lambda text: ['## '+s for s in ('\n'+text).split('\n## ')[1:]]
     key = lambda s: s.split(':')[0]
     sections = {key(s):s for s in [*cut(old), *cut('\n'.join(parts[1:]))]}
-    return '\n'.join(s.strip()+'\n' for s in [parts[0], *(sections[k] for k in sorted(sections))])
+    return '\n'.join(s.strip()+'\n' for s in [parts[0], *(sections[k] for k in sorted(sections, key=lambda k: int(re.search(r'\d+', k)[0])))])
 
 def studies():
     "The sections that studies write, from the tables they keep"
     return [t for f in sorted((HERE.parent/'nbs'/'studies'/'tables').glob('*.md')) if (t := f.read_text(encoding='utf-8')).startswith('## B')]
 
+def short(name): return name.split('_')[0] # 'b2' of `b2_batches`
+
 def main():
-    names = sorted(p.stem for p in HERE.glob('b[0-9]_*.py'))
+    names = sorted((p.stem for p in HERE.glob('b[0-9]*_*.py')), key=lambda n: int(n.split('_')[0][1:]))
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', default='', help='b1, b2, ... with commas between; the results are printed, not written')
     p.add_argument('--quick', action='store_true', help='small and rough; the results are printed, not written')
     p.add_argument('--update', action='store_true', help='with --only: replace those sections of RESULTS.md')
     p.add_argument('--tmp', help='folder for temporary files')
     a = p.parse_args()
-    only = a.only.split(',') if a.only else [n[:2] for n in names]
-    if bad := set(only)-{n[:2] for n in names}: p.error(f"no such benchmark: {', '.join(bad)}. There are: {', '.join(names)}")
+    only = a.only.split(',') if a.only else [short(n) for n in names]
+    if bad := set(only)-{short(n) for n in names}: p.error(f"no such benchmark: {', '.join(bad)}. There are: {', '.join(names)}")
     parts = [HEAD.format(machine=machine(), versions=versions())]
     with tempfile.TemporaryDirectory(dir=a.tmp) as tmp:
         for n in names:
-            if n[:2] not in only: continue
+            if short(n) not in only: continue
             print(f'{n} ...', file=sys.stderr, flush=True); start = time.time()
             parts.append(importlib.import_module(n).main(tmp, a.quick))
             print(f'{n} took {time.time()-start:.0f} s', file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 WORKERS = min(2, os.cpu_count() or 1)
 NB_LIMIT = 900 # s; a notebook takes under two minutes, a busy machine a few times that
 
-def notebooks(): return sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
+def notebooks(): return sorted((ROOT/'nbs').glob('[!_.]*.ipynb')) + sorted((ROOT/'nbs'/'studies').glob('[!_.]*.ipynb'))
 
 def sh(*cmd, cwd=ROOT, timeout=None, **env):
     "Run `cmd`; returns (worked, what it printed)"
@@ -79,7 +79,7 @@ def notebook(fn):
     return check(fn.name, BIN/'nbdev_test', '--path', fn, '--do_print', timeout=NB_LIMIT, OMP_NUM_THREADS=threads, MPLBACKEND='agg')
 
 def run_notebooks():
-    "Every notebook runs; a process for each, two at a time"
+    "Every chapter and the quick cells of every study run; a process for each, two at a time"
     with ThreadPoolExecutor(WORKERS) as ex: return score(list(ex.map(notebook, notebooks())))
 
 def run_pytest(*args, python=sys.executable, cwd=ROOT, **env):

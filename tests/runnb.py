@@ -2,6 +2,7 @@
 
     python tests/runnb.py                       every notebook of nbs/
     python tests/runnb.py 02_conv_ae            one (name, number or path; several may follow)
+    python tests/runnb.py --studies             every study of nbs/studies/
     python tests/runnb.py 02_conv_ae --flags slow   its `#| slow` cells too
 
 Pictures are stored as PNG. What differs from machine to machine and tells a reader nothing (paths, progress bars,
@@ -83,20 +84,22 @@ def run(fn, flags=()):
 
 def find(name):
     "Notebook a person means by `name`: path, stem, or what the stem starts with"
-    for p in (Path(name), ROOT/'nbs'/name, ROOT/'nbs'/f'{name}.ipynb'):
+    for p in (Path(name), ROOT/'nbs'/name, ROOT/'nbs'/f'{name}.ipynb', ROOT/'nbs'/'studies'/f'{name}.ipynb'):
         if p.suffix=='.ipynb' and p.exists(): return p.resolve()
     hits = sorted((ROOT/'nbs').glob(f'{name}_*.ipynb'))
     if len(hits)==1: return hits[0]
-    sys.exit(f"runnb: no notebook {name!r}. There are: {', '.join(p.stem for p in notebooks())}")
+    sys.exit(f"runnb: no notebook {name!r}. There are: {', '.join(p.stem for p in [*notebooks(), *studies()])}")
 
 def notebooks(): return sorted((ROOT/'nbs').glob('[!_.]*.ipynb'))
+def studies(): return sorted((ROOT/'nbs'/'studies').glob('[!_.]*.ipynb'))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('names', nargs='*', help='notebooks (default: all of nbs/)')
     p.add_argument('--flags', default='', help='test flags whose cells run too, for example "slow"')
+    p.add_argument('--studies', action='store_true', help='every study')
     a = p.parse_args()
-    fns = [find(o) for o in a.names] or notebooks()
+    fns = [find(o) for o in a.names] + (studies() if a.studies else []) or notebooks()
     if len(fns)==1:
         sys.path.insert(0, str(ROOT))
         start = time.time()
