@@ -11,6 +11,7 @@ import math
 from copy import copy
 from typing import Literal
 import torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastcore.meta import delegates
 from torch import nn, Tensor
@@ -20,7 +21,7 @@ from ..data.loaders import Split
 from ..losses import ContrastiveLoss, NTXentLoss, SupConLoss
 from ..train.recipes import recipe
 from ..graphs.batches import graph_dls, graphs, GraphSpec
-from .gnn import gin_conv, graph_learner, GraphNet, JetScale, linear, r4_dls
+from .gnn import gin_conv, graph_learner, GraphNet, JetScale, r4_dls
 
 # %% ../../nbs/05a_contrastive.ipynb #aa885584
 def augment(
@@ -100,7 +101,7 @@ class MetaGraphNet(GraphNet):
             g,
             p,
             torch.cat(
-                [linear((p.x - self.mean) / self.std, self.point.weight, self.point.bias).relu(), jet], 1
+                [F.linear((p.x - self.mean) / self.std, self.point.weight, self.point.bias).relu(), jet], 1
             ),
         )
 
