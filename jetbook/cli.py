@@ -270,7 +270,7 @@ def _print_info(file, r):
         source=r['source'],
         jets=f'{r["jets"]:,}{read}',
         images=f'{h} x {w}, {c} channel{"s" * (c > 1)}, {r["lit_fraction"]:.2%} of the values are not zero',
-        packed=f'{r["bytes_a_jet"]:,.0f} bytes a jet, dense float32 is larger by a factor of {r["times_smaller"]:.0f}',
+        packed=f'{r["bytes_a_jet"]:,.0f} bytes a jet, dense float32 is larger by a factor of {r["compression"]:.0f}',
     )
     _print_table(r['channels'], 'channel')
     if r['columns']:

@@ -18,10 +18,10 @@ from fastai.optimizer import Adam
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
-from ..losses import image_pt_mass, pixel_coordinates
+from ..losses import pixel_coordinates
 from ..metrics import Estimate, residual_summary
 from ..train.recipes import recipe
-from ..train.runs import Run
+from ..train.runs import pt_mass_before_after, Run
 
 # %% ../../nbs/02a_dense_ae.ipynb #6dfe06d2
 class DenseAE(nn.Module):
@@ -117,9 +117,7 @@ def image_in_out(
 ):  # pandas.DataFrame as from `in_out`
     "Jets before and after some code, from their images"
     x = store.images(idx)
-    pt_in, mass_in = image_pt_mass(x, store.cell)
-    pt_out, mass_out = image_pt_mass(pred, store.cell)
-    res = dict(pt_in=pt_in, mass_in=mass_in, pt_out=pt_out, mass_out=mass_out)
+    res = pt_mass_before_after(x, pred, store.cell)
     res['mse'] = (x - pred).square().mean((1, 2, 3))
     signal = store.columns[store.label_column][idx]
     return pd.DataFrame(dict(jet=np.asarray(idx), signal=signal, **{k: v.numpy() for k, v in res.items()}))
@@ -295,7 +293,7 @@ def tilt(
 
 # %% ../../nbs/02a_dense_ae.ipynb #cac6d232
 class UnrolledAE(nn.Module):
-    "Linear measurements as code; a few unrolled steps of projected gradient descent as decoder"
+    "Linear measurements as code; unrolled projected gradient descent as decoder [Gregor, LeCun, ICML 2010]"
 
     def __init__(
         self,

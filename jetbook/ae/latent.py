@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ..data.store import ConfigError, DataError, JetStore
 from ..data.observables import girth, jet_mass, jet_pt, leading_share, multiplicity, particles, ptd
 from ..metrics import Estimate
-from .conv import as_learner
+from ..train.runs import as_learner
 from .vae import latent_kl, latents, SqrtLog
 
 # %% ../../nbs/03a_latent.ipynb #a12da5fb

@@ -26,8 +26,7 @@ from ..data.loaders import jet_dls, Split
 from ..losses import BCEReconstruction, GaussianNLL, KLDivergence
 from ..train.recipes import recipe
 from ..train.training import fused_adam
-from ..train.runs import reconstruction_errors
-from .conv import as_learner
+from ..train.runs import as_learner, reconstruction_errors
 from .sparse import normal_nll, PatchGrid
 
 # %% ../../nbs/03_vae.ipynb #3a9ae002

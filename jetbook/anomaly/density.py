@@ -38,7 +38,7 @@ from jetbook.anomaly.methods import (
     TrainedDetector,
 )
 
-# %% ../../nbs/06a_density.ipynb #70156c71
+# %% ../../nbs/06a_density.ipynb #8e42bce7
 class OutlierEstimator(OutlierMixin, BaseEstimator):
     "Base of outlier detectors on arrays: a subclass gives `_fit(X)` and `_distance(X)`, higher = more anomalous"
 
@@ -258,7 +258,7 @@ class LatentCodes(TowerNetwork, JetFeatures):
         "The codes of all jets"
         return self.over(towers(X), lambda model, x: model.encode(x)).double().numpy()
 
-# %% ../../nbs/06a_density.ipynb #36a77211
+# %% ../../nbs/06a_density.ipynb #95b05970
 @recipe(task='anomaly')
 def mahalanobis_latent(
     *,

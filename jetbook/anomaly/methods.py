@@ -26,6 +26,7 @@ import sklearn
 import torch
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from .. import __version__
@@ -98,7 +99,7 @@ def unlabelled(
     columns = {k: v for k, v in store.columns.items() if k not in ALIASES['label']}
     return store._replace(columns=columns, path=None, mmap=False)
 
-# %% ../../nbs/06_anomaly.ipynb #b3a77e8b
+# %% ../../nbs/06_anomaly.ipynb #4df9bd4e
 class JetFeatures(TransformerMixin, BaseEstimator):
     "Base of feature makers: `transform` turns N jets into an array (N, d)"
 
@@ -166,7 +167,7 @@ class JetObservables(JetFeatures):
             raise ValueError(f'features of shape {tuple(x.shape)} for {len(self.columns)} observables')
         super().set_state(arrays)
 
-# %% ../../nbs/06_anomaly.ipynb #ad8a88f9
+# %% ../../nbs/06_anomaly.ipynb #45f6c7dc
 class Towers(JetFeatures):
     "The 25x25 towers of jets, in percent of each jet's sum, as rows of an array"
 
@@ -202,7 +203,7 @@ class Towers(JetFeatures):
         a.check_format(full_check=True)
         self.features_ = a.toarray()
 
-# %% ../../nbs/06_anomaly.ipynb #54ec3c00
+# %% ../../nbs/06_anomaly.ipynb #64c705c1
 def anomaly_score(
     method,  # fitted: an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # the jets
@@ -296,10 +297,15 @@ class MeanImage(AnomalyDetector):
     def _score(self, jets):
         return (self._images(jets) - self.mean_).square().sum(1)
 
-    def state(self):
+    def state(self):  # dict of arrays by name
+        "The mean image"
         return dict(mean=self.mean_)
 
-    def set_state(self, arrays):
+    def set_state(
+        self,
+        arrays: dict,  # from `state`
+    ):
+        "Restore the mean image"
         self.mean_ = torch.as_tensor(arrays['mean'])
 
 # %% ../../nbs/06_anomaly.ipynb #9f1b602e
@@ -332,12 +338,12 @@ class TowerNetwork:
 
     def train_network(
         self,
-        jets: JetStore,  # of background
+        jets: JetStore,  # of background; labels are removed first
         folder: str | Path = None,  # where trainings are kept and resumed; default: a temporary one
         progress: bool = False,  # show progress
     ):  # JetStore, the towers it was trained on
         "Train, or find the training in `folder`"
-        images = towers(jets)
+        images = towers(unlabelled(jets))
         settings = self.train_settings()
         trained = json.dumps([to_json(settings), fingerprint(images)['digest']], sort_keys=True)
         tag = hashlib.sha256(trained.encode()).hexdigest()[:8]
@@ -391,7 +397,7 @@ class TowerNetwork:
         self.run_ = Run(folder)
         self._learn = None
 
-# %% ../../nbs/06_anomaly.ipynb #556ef330
+# %% ../../nbs/06_anomaly.ipynb #d7762a75
 class TrainedDetector(TowerNetwork, AnomalyDetector):
     "Base of methods that are networks: a subclass gives `network` and `_score_batch(model, x)`"
 
@@ -414,7 +420,7 @@ class TrainedDetector(TowerNetwork, AnomalyDetector):
     def _score(self, jets):
         return self.over(towers(jets), self._score_batch)
 
-# %% ../../nbs/06_anomaly.ipynb #191406a7
+# %% ../../nbs/06_anomaly.ipynb #5b804ca1
 def fit_method(
     method,  # an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # jets of background
@@ -449,7 +455,7 @@ def threshold(
         raise DataError('Too few background jets for that rate', found=len(s), expected=f'at least {need}')
     return float(np.quantile(s, 1 - fpr, method='higher'))
 
-# %% ../../nbs/06_anomaly.ipynb #d3532fe2
+# %% ../../nbs/06_anomaly.ipynb #f6f863f0
 @patch
 def predict(
     self: AnomalyDetector,
@@ -530,14 +536,10 @@ def anomaly_metrics(
     y,  # (N,) labels: 1 anomaly, 0 background
     score,  # (N,) higher = more anomalous
     cut: float,  # threshold, from background alone
-    mass=None,  # (N,) of the jets in GeV, for the sculpting; default: left out
+    mass=None,  # (N,) of the jets in GeV, for the sculpting
     n_boot: int = 200,  # bootstrap replicates
 ):  # dict of floats, and `confusion_matrix` [[tn, fp], [fn, tp]]
-    """What an anomaly score is worth: auc with its interval auc_lo, auc_hi; sic, the largest gain in significance; eps_s,
-    eps_b, the efficiencies at the cut; rejection_50, the background rejection at 50% signal efficiency; sculpting and its noise
-    """
-    from sklearn.metrics import confusion_matrix
-
+    "What an anomaly score is worth: AUC, significance improvement, efficiencies, rejection and sculpting"
     y = np.asarray(y).astype(int)
     score = np.asarray(score, float)
     above = score > cut
@@ -559,7 +561,7 @@ def _first(method):
 
 
 def _registered(method):
-    "Name and settings from which a method is made again"
+    "Name and settings by which a method is rebuilt"
     made = getattr(method, 'made_by', None)
     if made is None:
         raise ConfigError(
@@ -633,7 +635,7 @@ class AutoencoderRun(AnomalyDetector):
     def _score(self, jets):
         return reconstruction_errors(self.learn, self.learn.dls.test_dl(jets, bs=256))[1]['mse']
 
-# %% ../../nbs/06_anomaly.ipynb #78764185
+# %% ../../nbs/06_anomaly.ipynb #b285913e
 def _checked(config, name):
     "The config of a bundle, if it is one of an anomaly method"
     if config.get('format') != 'jetbook-anomaly':
@@ -656,7 +658,7 @@ def _checked(config, name):
 
 
 def _restore(method, arrays, folder):
-    "Give a method made anew the state of a bundle, and fit a pipeline to its background again"
+    "Give a new method the state of a bundle, and fit a pipeline to its background again"
     part = _first(method)
     try:
         if isinstance(part, TowerNetwork):
@@ -673,7 +675,7 @@ def _restore(method, arrays, folder):
             expected=f'what {method_name(method)} keeps',
         ) from e
 
-# %% ../../nbs/06_anomaly.ipynb #24c6f15c
+# %% ../../nbs/06_anomaly.ipynb #9d36187d
 def load_method(
     folder: str | Path,  # from `save_method`, or the run of an autoencoder
 ):  # the method
@@ -740,33 +742,40 @@ def _same_method(folder, method):
         )
     return (folder / 'model.safetensors').exists()
 
-# %% ../../nbs/06_anomaly.ipynb #cbfb07fa
+# %% ../../nbs/06_anomaly.ipynb #555eb38e
+def _fit_and_calibrate(method, store, background, parts, **kwargs):
+    "Fit to one part of the background, calibrate on another, and note which jets they were"
+    use, aside = _background_parts(store, background, *parts)
+    fit_method(method, store.select(use), **kwargs)
+    calibrate(method, store.select(aside))
+    name = None if background is None else store.classes[class_index(store, background)]
+    method.background_ |= dict(store=fingerprint(store)['digest'], background=name)
+    return method
+
+
 def fit_background(
     method,  # name of a registered method, or an estimator on stores
     store: JetStore,  # the jets
-    background: str | int | None = None,  # the class that is background; None: all jets are
-    valid: float = 0.1,  # part kept aside for the p-values
+    background: str | int | None = None,  # class that is background; None: all jets
+    valid: float = 0.1,  # part held out for p-values
     test: float = 0.3,  # part not touched, if `background` is given
-    out: str | Path = None,  # folder to keep the method in; default: it is not kept
-    mixture: JetStore = None,  # unlabelled jets with anomalies among them, for methods that need some
+    out: str | Path = None,  # folder to keep the method in
+    mixture: JetStore = None,  # unlabelled jets with anomalies, for methods that take them
     progress: bool = False,  # show progress
-    **settings,  # of the method, if it is given by name
+    **settings,  # of the method
 ):  # the method
     "Fit a method to background, and calibrate it on background kept aside"
     method = anomaly_method(method, **settings) if isinstance(method, str) else method
     out = None if out is None else Path(out)
     if out is not None and _same_method(out, method):
         return load_method(out)
-    use, aside = _background_parts(store, background, valid, test)
-    training = None if out is None else out / 'training'
-    fit_method(method, store.select(use), training, progress, mixture)
-    calibrate(method, store.select(aside))
-    name = None if background is None else store.classes[class_index(store, background)]
-    method.background_ |= dict(store=fingerprint(store)['digest'], background=name)
+    folder = None if out is None else out / 'training'
+    kw = dict(folder=folder, progress=progress, mixture=mixture)
+    _fit_and_calibrate(method, store, background, (valid, test), **kw)
     if out is None:
         return method
     save_method(method, out)
-    shutil.rmtree(training, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return load_method(out)
 
 # %% ../../nbs/06_anomaly.ipynb #c4928c4b
@@ -804,12 +813,11 @@ def _scan_table(method, store, cols):
     df.attrs = dict(signal=signal, held_out=held_out, known=_known_jets(method, store))
     return df
 
-# %% ../../nbs/06_anomaly.ipynb #fb2a1ad4
+# %% ../../nbs/06_anomaly.ipynb #35136b58
 def scan(
     method,  # fitted, or the folder of one or of an autoencoder's run
     store: JetStore,  # jets to score, or the path of a packed store
-    out: str
-    | Path = None,  # packed store to write, with columns `anomaly_NAME` and `anomaly_NAME_p`; default: none
+    out: str | Path = None,  # store to write, with columns `anomaly_NAME`, `anomaly_NAME_p`
     picture: str | Path = None,  # PNG of the most anomalous jets; default: beside `out`
     top: int = 8,  # jets in it
 ):  # pandas.DataFrame, a row a jet, the most anomalous first: score, p (if calibrated), class (if labelled)
@@ -841,6 +849,17 @@ def _title(df, i):
     return f'{name}jet {i}\n{df.score[i]:.3g}{p}'
 
 
+def _draw(ax, img, half):
+    "An image on a logarithmic colour scale; `half` is half its width in the axes' unit"
+    from matplotlib.colors import LogNorm
+
+    lit = np.where(img > 0, img, np.nan)
+    peak = np.nanmax(lit) if (img > 0).any() else 1.0
+    norm = LogNorm(max(peak * 1e-3, 1e-12), peak)
+    ax.imshow(lit, norm=norm, origin='lower', extent=(-half, half, -half, half))
+    ax.set_facecolor('#f4f4f6')
+
+
 def show_most_anomalous(
     store: JetStore,  # that was scanned
     df: pd.DataFrame,  # from `scan`
@@ -848,7 +867,6 @@ def show_most_anomalous(
 ):  # matplotlib figure
     "The most anomalous jets above, the most ordinary below, all channels summed"
     import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
 
     top = min(top, len(df))
     fig, axs = plt.subplots(2, top, figsize=(1.35 * top + 0.8, 3.6), layout='constrained', squeeze=False)
@@ -857,11 +875,7 @@ def show_most_anomalous(
     for row, ids in zip(axs, (df.index[:top], df.index[::-1][:top])):
         images = store.images(np.asarray(ids)).sum(1).cpu().numpy()
         for ax, i, img in zip(row, ids, images):
-            lit = np.where(img > 0, img, np.nan)
-            peak = np.nanmax(lit) if (img > 0).any() else 1.0
-            norm = LogNorm(max(peak * 1e-3, 1e-12), peak)
-            ax.imshow(lit, norm=norm, origin='lower', extent=(-half, half, -half, half))
-            ax.set_facecolor('#f4f4f6')
+            _draw(ax, img, half)
             ax.set_title(_title(df, i), fontsize=7)
             ax.tick_params(labelsize=6)
             ax.set(xlabel=name)

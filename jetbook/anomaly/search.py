@@ -33,7 +33,7 @@ from jetbook.anomaly.methods import (
 )
 from .cwola import mix
 
-# %% ../../nbs/06f_search.ipynb #b617b46c
+# %% ../../nbs/06f_search.ipynb #594e0499
 def with_seed(
     method,  # an estimator
     seed: int,  # the new seed
@@ -88,39 +88,44 @@ def _fit_and_score(method, jets, seed, signal_share, place):
     arrays = dict(jet=jets.scored, y=jets.y[jets.scored], score=s[:n], aside=s[n:])
     return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
-# %% ../../nbs/06f_search.ipynb #44223031
+# %% ../../nbs/06f_search.ipynb #5c2dec9f
+def _scores_of(method, jets, seed, signal_share, part, place):
+    "Scores of one fit as a dict of arrays: read, if they are there, else made and kept"
+    f = place / f'scores-{part}.safetensors'
+    what = f'{method!r}, {len(jets.train)} jets, {signal_share:g} of signal in mixtures'
+    if not f.exists():
+        save_tensors(f, _fit_and_score(method, jets, seed, signal_share, place), dict(method=what))
+    arrays, kept = load_tensors(f)
+    if kept.get('method') != what:
+        raise ConfigError(
+            f'{place.name} was made with other settings',
+            found=str(kept.get('method'))[:200],
+            expected=what[:200],
+            do='choose another folder',
+        )
+    return {k: v.numpy() for k, v in arrays.items()}
+
+
 def compare_methods(
     store: JetStore,  # jets of two classes
     background: str | int,  # the class that is background
     out: str | Path,  # folder for fitted methods, trainings and scores
-    methods: dict = None,  # name -> estimator, not fitted; default: all registered, with their default settings
+    methods: dict = None,  # name -> estimator, not fitted; default: all registered
     seeds=(0, 1, 2),  # of the fits
-    part: str = 'test',  # whose jets are scored: 'valid', or 'test', which is read once
+    part: str = 'test',  # whose jets are scored: 'valid' or 'test'
     n_train: int = 4800,  # background jets to learn from, at most
-    signal_share: float = 0.05,  # share of anomalies in the mixture for methods that take one
+    signal_share: float = 0.05,  # of anomalies in mixtures
     progress: bool = True,  # show progress
-):  # dict: name -> list of dicts of seed, jet, y (1: anomaly), score, aside (scores of held-out background)
+):  # dict: name -> list of dicts of seed, jet, y, score, aside, one a seed
     "Fit and score methods for one direction"
     if methods is None:
         methods = {name: anomaly_method(name) for name in recipes('anomaly').index}
     jets = _direction(store, background, part, n_train)
     res = {name: [] for name in methods}
     for name, seed in tqdm([(n, s) for n in methods for s in seeds], disable=not progress):
-        method = with_seed(methods[name], seed)
         place = Path(out) / f'{name}-{seed}'.replace(' ', '_')
-        f = place / f'scores-{part}.safetensors'
-        what = f'{method!r}, {len(jets.train)} jets, {signal_share:g} of signal in mixtures'
-        if not f.exists():
-            save_tensors(f, _fit_and_score(method, jets, seed, signal_share, place), dict(method=what))
-        arrays, kept = load_tensors(f)
-        if kept.get('method') != what:
-            raise ConfigError(
-                f'{place.name} was made with other settings',
-                found=str(kept.get('method'))[:200],
-                expected=what[:200],
-                do='choose another folder',
-            )
-        res[name].append(dict(seed=seed, **{k: v.numpy() for k, v in arrays.items()}))
+        method = with_seed(methods[name], seed)
+        res[name].append(dict(seed=seed, **_scores_of(method, jets, seed, signal_share, part, place)))
     return res
 
 # %% ../../nbs/06f_search.ipynb #d4307b9f
@@ -142,6 +147,17 @@ def supervised(
     return res
 
 # %% ../../nbs/06f_search.ipynb #c442dac5
+def _cut_metrics(group, mass, fpr):
+    "`anomaly_metrics` of each seed, one row a seed"
+
+    def _metrics(o):
+        m = None if mass is None else np.asarray(mass)[o['jet']]
+        return anomaly_metrics(o['y'], o['score'], threshold(o['aside'], fpr), m, n_boot=2)
+
+    columns = ['auc', 'sic', 'rejection_50', 'eps_s', 'eps_b', 'sculpting', 'sculpting_noise']
+    return pd.DataFrame(map(_metrics, group)).reindex(columns=columns)
+
+
 def comparison_table(
     scores: dict,  # from `compare_methods`, `supervised`
     mass=None,  # (N,) of the store's jets in GeV, for the sculpting; default: left out
@@ -149,20 +165,13 @@ def comparison_table(
     n_boot: int = 200,  # bootstrap replicates
 ):  # pandas.DataFrame, one row a method, the best AUC first
     "AUC with interval and spread over seeds; gain, rejection, efficiencies and sculpting of a cut, mean over seeds"
-    columns = ['sic', 'rejection_50', 'eps_s', 'eps_b', 'sculpting', 'sculpting_noise']
-
-    def _metrics(o):
-        m = None if mass is None else np.asarray(mass)[o['jet']]
-        return anomaly_metrics(o['y'], o['score'], threshold(o['aside'], fpr), m, n_boot=2)
-
     value, boot = auc_samples(list(scores.values()), n_boot, 0)
     lo, hi = np.quantile(boot, [0.025, 0.975], axis=0)
     rows = {}
     for i, (k, group) in enumerate(scores.items()):
-        each = pd.DataFrame(map(_metrics, group)).reindex(columns=['auc', *columns])
-        spread = each.auc.std() if len(group) > 1 else None
-        of_auc = dict(auc=value[i], lo=lo[i], hi=hi[i], spread=spread)
-        rows[k] = dict(**of_auc, **each[columns].mean(), seeds=len(group))
+        each = _cut_metrics(group, mass, fpr)
+        spread = each.pop('auc').std() if len(group) > 1 else None
+        rows[k] = dict(auc=value[i], lo=lo[i], hi=hi[i], spread=spread, **each.mean(), seeds=len(group))
     return pd.DataFrame(rows).T.infer_objects().sort_values('auc', ascending=False).rename_axis('method')
 
 # %% ../../nbs/06f_search.ipynb #2de95e39

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['save_bundle', 'load_bundle', 'fit_weights', 'fingerprint', 'Run', 'as_store', 'score', 'train', 'save_figure',
-           'plot_losses', 'as_runs', 'reconstruction_errors', 'pt_mass_before_after', 'evaluate', 'predict', 'compare',
-           'compare_plot']
+           'plot_losses', 'as_runs', 'as_learner', 'reconstructions', 'reconstruction_errors', 'pt_mass_before_after',
+           'evaluate', 'predict', 'compare', 'compare_plot']
 
 # %% ../../nbs/01d_runs.ipynb #b663ca68
 import hashlib
@@ -526,6 +526,13 @@ def as_runs(
         raise ConfigError('No runs', do='give at least one run folder')
     return [r if isinstance(r, Run) else Run(r) for r in runs]
 
+
+def as_learner(
+    learn,  # a Learner, a run, or its folder
+):  # Learner
+    "The Learner of a run; a Learner as it is"
+    return learn if isinstance(learn, Learner) else as_runs([learn])[0].learner()
+
 # %% ../../nbs/01d_runs.ipynb #b8be5153
 def _rows(learn):
     "The history of the last fit, a dict an epoch"
@@ -572,6 +579,18 @@ def _classify(learn, dl):
 
 
 @torch.no_grad()
+def reconstructions(
+    learn: Learner,  # of an autoencoder
+    dl,  # loader of the jets
+):  # iterator of (target, pred): images (B, C, H, W) each, as the network sees them
+    "What an autoencoder makes of each batch; where it gives several things, the one like the target"
+    model = learn.model.to(dl.device).eval()
+    for x, y in dl:
+        out = model(x)
+        yield y, next(o for o in (out if isinstance(out, (tuple, list)) else [out]) if o.shape == y.shape)
+
+
+@torch.no_grad()
 def reconstruction_errors(
     learn: Learner,  # of an autoencoder
     dl,  # loader of the jets
@@ -581,10 +600,7 @@ def reconstruction_errors(
     seen = ReconstructionMeter(dl.channels)
     real = ReconstructionMeter(dl.channels, cell)
     per_jet = []
-    model = learn.model.to(dl.device).eval()
-    for x, y in dl:
-        out = model(x)
-        out = next(o for o in (out if isinstance(out, (tuple, list)) else [out]) if o.shape == y.shape)
+    for y, out in reconstructions(learn, dl):
         before, after = dl.decode((y, out))
         seen.update(out, y)
         real.update(after, before)
