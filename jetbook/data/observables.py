@@ -410,8 +410,8 @@ def observables(
     channels: list = None,  # names of the channels to sum over; default: all
     R0: float = 1.0,  # jet radius in the normalisation of N-subjettiness
     radius: float = 0.6,  # of the circle of `share_outside`, in eta and phi
-    own: bool = False,  # add the jet's own `jet_pt` and `jet_mass` [GeV], where the store has them?
-    chunk: int = 8192,  # jets done at a time, which bounds the memory
+    own: bool = False,  # add the jet's own `jet_pt` and `jet_mass` [GeV]?
+    chunk: int = 8192,  # jets done at a time
 ):  # pandas.DataFrame, one row a jet; pt and mass in the unit of the pixels
     "All observables of a store's jets"
     if channels is not None:
@@ -420,13 +420,14 @@ def observables(
     starts = range(0, max(len(idx), 1), chunk)
     parts = [_table(particles(store, idx[i : i + chunk]), R0, radius) for i in starts]
     res = pd.concat(parts, ignore_index=True).set_axis(idx)
-    if len(store.channels) > 1:
-        for k, (o, _, _) in store.to('cpu').entries.items():
-            res[f'n_{k}'] = np.diff(o)[idx]
-    for k in ('pt', 'mass') if own else ():
-        if (name := store.column_name(k)) is not None:
-            res[f'jet_{k}'] = store.columns[name][idx]
-    return res
+    counts = {f'n_{k}': np.diff(o)[idx] for k, (o, _, _) in store.to('cpu').entries.items()}
+    return res.assign(**(counts if len(counts) > 1 else {}), **(_own(store, idx) if own else {}))
+
+
+def _own(store, idx):
+    "The jet's own columns, under one name each"
+    names = {f'jet_{k}': store.column_name(k) for k in ('pt', 'mass')}
+    return {k: store.columns[name][idx] for k, name in names.items() if name is not None}
 
 # %% ../../nbs/00d_observables.ipynb #66751a98
 RINGS = (0.05, 0.1, 0.2, 0.3, 0.5)  # radii between the rings, in eta and phi

@@ -213,11 +213,15 @@ def visible(
     keep[keep] = np.abs(np.arcsinh(pz[keep] / pt[keep])) < eta_max
     row = np.repeat(np.arange(len(batch)), ak.to_numpy(ak.num(batch.prt)))[keep]
     px, py, pz, energy, pt, pdgid = (v[keep] for v in (px, py, pz, energy, pt, pdgid))
-    kinds, which = np.unique(pdgid, return_inverse=True)
-    charge = np.array([events.pythia.particleData.charge(int(k)) for k in kinds])[which]
+    charge = _charges(pdgid, events)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(batch)))])
     direction = dict(eta=np.arcsinh(pz / pt), phi=np.arctan2(py, px))
     return Ragged(offsets, pt=pt, **direction, energy=energy, pdgid=pdgid, charge=charge)
+
+
+def _charges(pdgid, events):
+    kinds, which = np.unique(pdgid, return_inverse=True)
+    return np.array([events.pythia.particleData.charge(int(k)) for k in kinds])[which]
 
 # %% ../../nbs/00g_events.ipynb #347e3664
 def cluster(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 import jetbook
-from ..data.observables import delta_r, jet_axis, jet_mass, jet_pt, nsubjettiness, wrap_phi
+from ..data.observables import jet_axis, jet_mass, jet_pt, nsubjettiness, wrap_phi
 from ..data.store import ConfigError, JetStore, Ragged, require
 from .events import cluster, Events, leading, trim, visible
 
@@ -125,7 +125,7 @@ def _fill(row, col, jet, energy, spread, shape):
 
 
 def _hcal_window(row, col, jet, energy, det, n):
-    "HCAL images (n, 25, 25) around the hottest tower near each jet axis; that tower (2, n), from the axis"
+    "HCAL images (n, 25, 25) about the hottest tower near each jet axis; how far it is [crystals] (2, n)"
     reach = det.seed_reach
     side = 25 + 2 * reach
     wide = _fill(row / 5 + side // 2, col / 5 + side // 2, jet, energy, det.hcal_spread, (n, side, side))
@@ -135,7 +135,7 @@ def _hcal_window(row, col, jet, energy, det, n):
     hottest = np.stack(np.divmod(towers.argmax(1), 2 * reach + 1)) - reach
     hot = hottest * (towers.max(1) > 0)
     rows, cols = hot[:, :, None] + reach + np.arange(25)
-    return wide[np.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]], hot
+    return wide[np.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]], 5 * hot
 
 # %% ../../nbs/00h_simulate.ipynb #fb5145e5
 def grid_sum(
@@ -159,29 +159,35 @@ def detect(
     rng: np.random.Generator,  # of the showers
 ):  # Tracks (J,125,125), ECAL (J,125,125), HCAL (J,25,25), float64
     "Images of jets, as the detector sees them"
-    J = len(eta)
     jet = p.jet
-    tower_eta = np.floor(eta / (5 * _cell_eta))
-    tower_phi = np.floor(phi / (5 * _cell_phi)) * 5 * _cell_phi
-
-    def _column(x):
-        return wrap_phi(x - tower_phi[jet]) / _cell_phi
-
     turn = bend(p.pt, p.charge, det)
     arrives = np.isfinite(turn)
-    row = p.eta / _cell_eta - 5 * tower_eta[jet]
-    col = _column(p.phi + np.where(arrives, turn, 0))
     em, early, hadronic = (np.where(arrives, e, 0) for e in _calorimeters(p, det, rng))
-    hcal, hot = _hcal_window(row, col, jet, hadronic, det, J)
-    row, col, col0 = (
-        x - 5 * h[jet] + 60 for x, h in ((row, hot[0]), (col, hot[1]), (_column(p.phi), hot[1]))
-    )
-    shape = J, 125, 125
-    ecal = _fill(row, col, jet, em, det.ecal_spread, shape)
-    ecal += _fill(row, col, jet, early, det.early_spread, shape)
-    ecal[ecal < det.ecal_min] = 0
-    tracks = grid_sum(np.floor(row), np.floor(col0), jet, np.where(p.tracked, p.pt, 0), shape)
+    row, col = _crystals(p.eta, p.phi + np.where(arrives, turn, 0), eta[jet], phi[jet])
+    _, vertex_col = _crystals(p.eta, p.phi, eta[jet], phi[jet])
+    hcal, hot = _hcal_window(row, col, jet, hadronic, det, len(eta))
+    row, col, vertex_col = (x - h[jet] + 60 for x, h in zip((row, col, vertex_col), hot[[0, 1, 1]]))
+    ecal = _ecal(row, col, jet, em, early, det, len(eta))
+    momentum = np.where(p.tracked, p.pt, 0)
+    tracks = grid_sum(np.floor(row), np.floor(vertex_col), jet, momentum, ecal.shape)
     return tracks * det.unit, ecal * det.unit, hcal * det.unit / 25
+
+
+def _crystals(eta, phi, axis_eta, axis_phi):
+    "Row and column, in crystals from the corner of the jet axis' tower"
+    row = eta / _cell_eta - 5 * np.floor(axis_eta / (5 * _cell_eta))
+    col = wrap_phi(phi - np.floor(axis_phi / (5 * _cell_phi)) * 5 * _cell_phi) / _cell_phi
+    return row, col
+
+
+def _ecal(row, col, jet, em, early, det, n):
+    "ECAL images (n, 125, 125)"
+    shape = n, 125, 125
+    both = _fill(row, col, jet, em, det.ecal_spread, shape) + _fill(
+        row, col, jet, early, det.early_spread, shape
+    )
+    both[both < det.ecal_min] = 0
+    return both
 
 # %% ../../nbs/00h_simulate.ipynb #35624d17
 def _resolution(p, tracked, det):
@@ -218,7 +224,6 @@ def qg_jets(
     rng: np.random.Generator,  # of the detector
 ):  # dict Tracks, ECAL, HCAL -> images; dict pt, m0 [GeV] -> (J,)
     "Reconstructed and matched jets of a batch of events"
-    ak = require('awkward', 'sim')
     p = _measure(visible(batch, events), det, rng)
     jets, event = cluster(p, 'antikt', 0.5, 40.0)
     jets = jets.replace(pt=jets.pt * jets.measured, energy=jets.energy * jets.measured)
@@ -227,12 +232,16 @@ def qg_jets(
     event = event[first]
     pt = jet_pt(jets)
     eta, phi = jet_axis(jets, pseudo=True)
-    px, py, pz = (ak.to_numpy(batch.prt.p[k][:, 5:7])[event] for k in ('px', 'py', 'pz'))
-    d_eta = eta[:, None] - np.arcsinh(pz / np.hypot(px, py))
-    dr = np.hypot(d_eta, wrap_phi(phi[:, None] - np.arctan2(py, px))).min(1)
-    ok = (dr < 0.4) & (pt > 70) & (np.abs(eta) < 2)
+    ok = (_to_parton(batch, event, eta, phi) < 0.4) & (pt > 70) & (np.abs(eta) < 2)
     images = detect(_around(p, event[ok], eta[ok], phi[ok], 1.6), eta[ok], phi[ok], det, rng)
     return dict(zip(('Tracks', 'ECAL', 'HCAL'), images)), dict(pt=pt[ok], m0=jet_mass(jets)[ok])
+
+
+def _to_parton(batch, event, eta, phi):
+    "Distance of each jet axis from the nearer of the two outgoing partons of its event (J,)"
+    px, py, pz = (batch.prt.p[k][:, 5:7].to_numpy()[event] for k in ('px', 'py', 'pz'))
+    d_eta = eta[:, None] - np.arcsinh(pz / np.hypot(px, py))
+    return np.hypot(d_eta, wrap_phi(phi[:, None] - np.arctan2(py, px))).min(1)
 
 # %% ../../nbs/00h_simulate.ipynb #5647cba0
 @dataclass
@@ -284,9 +293,11 @@ def fat_jets(
     kept = kept.select(np.flatnonzero(ok))
     tau = nsubjettiness(kept, 3, R=1.0, pseudo=True).T
     ratio = [np.divide(b, a, out=np.zeros_like(b), where=a > 0) for a, b in zip(tau, tau[1:])]
-    names = 'jet_pt jet_eta jet_phi jet_mass jet_delta_R tau_1 tau_2 tau_3 tau_21 tau_32'.split()
-    columns = dict(zip(names, (pt[ok], eta[ok], phi[ok], m[ok], dr[ok], *tau, *ratio)))
+    columns = dict(zip(_LAGAN, (pt[ok], eta[ok], phi[ok], m[ok], dr[ok], *tau, *ratio)))
     return FatJets(kept, columns, lead[:, ok], math.pi - np.arctan2(y, x)[ok])
+
+
+_LAGAN = 'jet_pt jet_eta jet_phi jet_mass jet_delta_R tau_1 tau_2 tau_3 tau_21 tau_32'.split()
 
 # %% ../../nbs/00h_simulate.ipynb #b80058c4
 def pixelate(
@@ -456,8 +467,7 @@ def simulate(
             blocks.append(block)
             bar.update(len(next(iter(block[1].values()))))
     y = np.concatenate([np.full(t[3], t[1], np.uint8) for t in tasks])
-    note = ', '.join([f'seed {seed}', *(f'{k}={v}' for k, v in sorted(settings.items()))])
-    store = _as_store(kind, blocks, y, note).select(shuffled(n, seed))
+    store = _as_store(kind, blocks, y, dict(seed=seed, **settings)).select(shuffled(n, seed))
     if dest is not None:
         store.save(dest)
     return store
@@ -504,7 +514,9 @@ def _map_blocks(tasks, workers):
         yield from pool.map(module.make_block, *zip(*tasks))
 
 
-def _as_store(kind, blocks, y, note):
+def _as_store(kind, blocks, y, made_with):
+    seed, *settings = made_with.items()
+    note = ', '.join([f'seed {seed[1]}', *(f'{k}={v}' for k, v in sorted(settings))])
     entries = {k: _stack([b[0][k] for b in blocks]) for k in blocks[0][0]}
     columns = {k: np.concatenate([b[1][k] for b in blocks]) for k in blocks[0][1]}
     by = 'simulated with Pythia 8 and a parametrised detector'

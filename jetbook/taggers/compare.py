@@ -43,7 +43,7 @@ def boosted_tree(
     )
 
 # %% ../../nbs/05c_taggers.ipynb #7c186b78
-SINGLE = ('multiplicity', 'girth', 'ptd', 'm0')  # the observables shown one by one
+SINGLE = ('multiplicity', 'girth', 'ptd', 'jet_mass')  # the observables shown one by one
 
 
 def baselines(
