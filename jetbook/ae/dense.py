@@ -293,7 +293,7 @@ def tilt(
 
 # %% ../../nbs/02a_dense_ae.ipynb #cac6d232
 class UnrolledAE(nn.Module):
-    "Linear measurements as code; a few unrolled steps of projected gradient descent as decoder"
+    "Linear measurements as code; unrolled projected gradient descent as decoder [Gregor, LeCun, ICML 2010]"
 
     def __init__(
         self,
