@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from timing import number, ratio, show, side_by_side, spread, table
 import numpy as np, torch
+import torch.nn.functional as F
 from scipy.spatial import Delaunay, cKDTree
 from sklearn.neighbors import NearestNeighbors
 from torch_geometric.data import Data
@@ -79,10 +80,63 @@ def rows(what, ways, rounds):
     first = next(iter(ways))
     return [[what, k, number(np.median(r)), spread(r), '' if k==first else f'**{number(ratio(rates, first, k))}**'] for k,r in rates.items()]
 
+# Convolutions: PyG's own forward on a list of edges and on a torch.sparse matrix, and jetbook's
+
+NETWORKS = ('gcn', 'gat', 'sage', 'gin', 'sage_r2', 'gat_cheb')
+
+def pyg_csr(net, g):
+    "The network by PyG's own layers on a matrix in compressed sparse rows; None where a layer takes no matrix"
+    from torch_geometric.nn import ChebConv, GATConv, GCNConv
+    from torch_geometric.utils import to_torch_csr_tensor
+    if any(isinstance(c, (ChebConv, GATConv)) for c in net.convs): return None
+    weighted = any(isinstance(c, GCNConv) for c in net.convs)
+    def forward():
+        m = to_torch_csr_tensor(g.edge_index.flip(0), g.edge_weight if weighted else None, size=(len(g.x), len(g.x)))
+        x = g.x
+        for c in net.convs: x = c(x, m).relu_()
+        return net.head(net.pool(x, ptr=g.ptr, dim_size=len(g.ptr)-1))
+    return forward
+
+def pyg_softmax(s, t, links, slope=.2):
+    "Attention by PyG's softmax, edge by edge"
+    from torch_geometric.utils import softmax
+    target = torch.arange(len(links.start)-1).repeat_interleave(links.start.diff())
+    return softmax(F.leaky_relu(s[links.source]+t[target], slope), target, num_nodes=len(links.start)-1)
+
+def convolutions(store, jets, rounds):
+    "A row for each network and way: training steps (forward and backward) on the same graphs, one thread"
+    from jetbook.data.loaders import split
+    from jetbook.taggers import gnn
+    from jetbook.train.recipes import get_recipe
+    threads,sp,out = torch.get_num_threads(),split(store, .1, .4, n_train=2000),[]
+    torch.set_num_threads(1)
+    ours = gnn.edge_softmax,gnn.pieces
+    for name in NETWORKS:
+        learn = get_recipe(name).func(store, sp)
+        g,y = next(iter(learn.dls.valid.new(bs=jets)))
+        net = learn.model
+        def step(plain=False, forward=None, softmax=ours[0], size=8192):
+            def run():
+                net.plain,gnn.edge_softmax,gnn.pieces = plain,softmax,lambda g, n: ours[1](g, n and size)
+                net.zero_grad()
+                F.cross_entropy(forward() if forward else net(g), y).backward()
+            return run,jets
+        ways = {'`jetbook`':step(), 'PyG, edge by edge':step(True)}
+        if csr := pyg_csr(net, g): ways['PyG, `torch.sparse` CSR'] = step(forward=csr)
+        if name in ('gat','gat_cheb'): ways["`jetbook` with PyG's `softmax`"] = step(softmax=pyg_softmax)
+        if name!='sage_r2': ways['`jetbook`, the batch in one piece'] = step(size=None)
+        rates = side_by_side(ways, rounds)
+        for k,r in rates.items():
+            out.append([name, k, number(1000*jets/np.median(r)), '' if k=='`jetbook`' else f'**{number(ratio(rates, "`jetbook`", k))}**'])
+    gnn.edge_softmax,gnn.pieces = ours
+    torch.set_num_threads(threads)
+    return out
+
 def main(tmp, quick=False):
     warnings.simplefilter('ignore')
     keep_memory()
     qg,few,many,rounds = sample('qg'),*((40,256,2) if quick else (128,1024,5))
+    steps = 16 if quick else 64
     y,moments = qg.columns['y'],image_moments(qg, range(12000), 128)
     r2 = GraphSpec('pixel', .01, 'sum', features=('unit','values'), edges='knn', k=16)
     r4 = GraphSpec('pixel', resize=128, normalise=moments, features='values', edges='knn', k=8, loop=True, weights='gaussian')
@@ -108,7 +162,9 @@ def main(tmp, quick=False):
         f'Jets: {qg.source}. From the packed store to PyG batches of {BATCH} (the loops: to one `Data` a jet, not yet joined to batches), in one process and thread.',
         table(['what','way','jets/s (median)','lowest to highest','the first way is so many times as fast'], t),
         f"Neighbours as far away and node features as the loop's, in all {few} jets compared: R2 {checks[0][0]}, R4 {checks[1][0]}. The loop breaks ties in its own way: of its edges {100*checks[0][1]:.1f}% (R2) and {100*checks[1][1]:.1f}% (R4) are ours too. "
-        + ('' if pyg else 'PyG\'s `KNNGraph` needs torch-cluster or pyg-lib, which are not here: PyPI has no wheels of them.')])
+        + ('' if pyg else 'PyG\'s `KNNGraph` needs torch-cluster or pyg-lib, which are not here: PyPI has no wheels of them.'),
+        f'Training steps (forward and backward) of the graph networks on the graphs of {steps} jets:',
+        table(['network','way','ms a step (median)','`jetbook` is so many times as fast'], convolutions(qg, steps, rounds))])
 
 if __name__=='__main__':
     with tempfile.TemporaryDirectory() as t: show(main(t))

@@ -85,7 +85,7 @@ def _nats(v, per):
 
 # %% ../nbs/01_losses.ipynb #2c242cba
 class KLDivergence(nn.Module):
-    "KL divergence of a diagonal Gaussian from N(0,1): summed over the latent numbers, in nats per jet [1312.6114]"
+    "KL divergence of a diagonal Gaussian from N(0,1): summed over the latent dimensions, in nats per jet [1312.6114]"
 
     def __init__(
         self,
@@ -117,14 +117,11 @@ class GaussianNLL(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         check_pair(pred, target)
-        over = [
-            d for d in range(pred.ndim) if d != 1 or pred.ndim == 2
-        ]  # all but the channel axis of an image
-        var = (
-            (pred - target).square().mean(over, keepdim=True)
-            if self.sigma is None
-            else torch.full_like(pred[:1], self.sigma**2)
-        )
+        if self.sigma is None:
+            over = [d for d in range(pred.ndim) if d != 1 or pred.ndim == 2]  # all but an image's channels
+            var = (pred - target).square().mean(over, keepdim=True)
+        else:
+            var = torch.full_like(pred[:1], self.sigma**2)
         nll = F.gaussian_nll_loss(
             pred, target, var.expand_as(pred), full=True, eps=self.min_sigma**2, reduction='none'
         )

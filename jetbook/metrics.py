@@ -325,7 +325,7 @@ def background_rejection(
 def classification_metrics(
     y: np.ndarray,  # (N,) labels: 1 signal, 0 background
     score: np.ndarray,  # (N,) probability of class 1
-    threshold: float = 0.5,  # a jet with a score above it is called class 1
+    threshold: float = 0.5,  # class 1 above it
     eps_s: Sequence[float] = (0.3, 0.5, 0.7),  # signal efficiencies of the rejections
     n_boot: int = 1000,  # bootstrap replicates
     level: float = 0.95,  # coverage of the intervals
@@ -337,15 +337,23 @@ def classification_metrics(
     y, score = _numpy(y).ravel(), _numpy(score).ravel()
     n_background, cut = _count_above(y, score, threshold)
     value, reps = _bootstrap(y, score, partial(_figures, cut=cut, eps_s=eps_s), n_boot, seed)
+    figures = _by_name(value, reps, eps_s, n_background, level)
+    matrix = confusion_matrix(y, score > threshold, labels=[0, 1]).tolist()
+    sample = dict(n=len(y), n_signal=int(y.sum()), level=level, threshold=threshold)
+    return {**sample, **figures, 'confusion_matrix': matrix}
+
+
+def _by_name(value, reps, eps_s, n_background, level):
+    "AUC, accuracy and the rejections (rejection_30 at 30% signal efficiency) with their intervals"
     lo, hi = _interval(reps, level)
-    out = dict(n=len(y), n_signal=int(y.sum()), level=level, threshold=threshold)
+    out = {}
     for i, k in enumerate(('auc', 'accuracy')):
         out |= {k: float(value[i]), f'{k}_lo': float(lo[i]), f'{k}_hi': float(hi[i])}
     for i, e in enumerate(eps_s, 2):
         r = _rejection(value[i], reps[:, i], n_background, level)
         key = f'rejection_{100 * e:g}'
         out |= {key: r.value, f'{key}_lo': r.lo, f'{key}_hi': r.hi, f'{key}_bound': r.bound}
-    return out | dict(confusion_matrix=confusion_matrix(y, score > threshold, labels=[0, 1]).tolist())
+    return out
 
 
 def _count_above(y, score, threshold):

@@ -6,8 +6,8 @@
 __all__ = ['CELLS', 'cell_dls', 'CellScale', 'cell_scale', 'per_node', 'put_back', 'pool_cells', 'mlp', 'ParticleFlow',
            'check_set_network', 'check_padding_gradient', 'set_learner', 'pfn', 'pfn_quick', 'neighbours', 'EdgeConv',
            'ParticleNet', 'particle_net', 'pair_features', 'AttentionBlock', 'ParticleTransformer',
-           'particle_transformer', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy', 'EnsembleAUC', 'ensemble',
-           'blend', 'ProfileDL', 'profile_dls', 'ProfileScale', 'Fusion', 'fused_pfn', 'fused_particle_net']
+           'particle_transformer', 'ProfileDL', 'profile_dls', 'ProfileScale', 'Fusion', 'fused_pfn',
+           'fused_particle_net', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy', 'EnsembleAUC', 'ensemble']
 
 # %% ../../nbs/05b_sets.ipynb #074772db
 import math
@@ -23,12 +23,10 @@ from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.observables import jet_profile
 from ..data.loaders import Split
-from ..metrics import classification_metrics
 from ..train.recipes import recipe
 from ..train.training import fused_adam
 from ..train.runs import score
-from ..graphs.nodes import node_features
-from ..graphs.batches import graph_dls, GraphDL, GraphSpec, make_nodes
+from ..graphs.batches import graph_dls, GraphDL, GraphSpec
 
 # %% ../../nbs/05b_sets.ipynb #14e482ca
 CELLS = (
@@ -96,14 +94,11 @@ def cell_scale(
     most: int = 5000,  # jets to look at
 ):  # CellScale
     "Scales from the first jets of a loader"
-    store = dl.dataset
     idx = dl.idx[:most]
-    nodes = make_nodes(store, idx, dl.spec)
-    x = torch.from_numpy(node_features(nodes, dl.spec.features, store))
-    u = _jet(
-        torch.cat([dl.make(i)[2] for i in np.array_split(idx, -(-len(idx) // 500))]).cpu(),
-        torch.from_numpy(np.diff(nodes.offsets)),
-    )
+    made = [dl.make(i) for i in np.array_split(idx, -(-len(idx) // 500))]
+    x = torch.cat([x[mask] for x, mask, *_ in made]).cpu()
+    counts = torch.cat([mask.sum(1) for _, mask, *_ in made]).cpu()
+    u = _jet(torch.cat([u for _, _, u, *_ in made]).cpu(), counts)
     s = CellScale(x.shape[1], turn)
     s.x_mean[2:4] = x[:, 2:4].mean(0)
     s.x_std[2:4] = x[:, 2:4].std(0).clamp(min=1e-3)
@@ -545,125 +540,6 @@ def particle_transformer(
         dls, ParticleTransformer(cell_scale(dls.train, turn), width, heads, layers, pairs, dropout), wd
     )
 
-# %% ../../nbs/05b_sets.ipynb #4b11b103
-class Ensemble(nn.Module):
-    "Networks side by side; the mean of their probabilities"
-
-    def __init__(
-        self,
-        *members: nn.Module,  # (x, mask, u) -> logits (B, 2)
-    ):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(
-        self,
-        x: Tensor,  # cells (B, N, F)
-        mask: Tensor,  # which are real (B, N)
-        u: Tensor,  # pt, m0 in GeV (B, 2)
-    ):  # logarithms of the mean probabilities (B, 2), logits of the members (B, M, 2)
-        "What all say together, and each for itself"
-        each = torch.stack([m(x, mask, u) for m in self.members], 1)
-        return each.float().log_softmax(-1).logsumexp(1) - math.log(len(self.members)), each
-
-# %% ../../nbs/05b_sets.ipynb #75fff2bc
-class EachCrossEntropy(nn.Module):
-    "Sum of the members' cross-entropies"
-
-    def forward(
-        self,
-        out: tuple,  # from `Ensemble`
-        y: Tensor,  # classes (B,)
-    ):  # scalar
-        "Members learn independently of each other"
-        each = out[1]
-        return F.cross_entropy(each.flatten(0, 1), y.repeat_interleave(each.shape[1])) * each.shape[1]
-
-    def activation(
-        self,
-        out: tuple,  # from `Ensemble`
-    ):  # (B, 2)
-        "Probabilities"
-        return out[0].softmax(-1)
-
-    def decodes(
-        self,
-        out,  # probabilities, or what `Ensemble` gives
-    ):  # (B,)
-        "Classes"
-        return (out[0] if isinstance(out, (tuple, list)) else out).argmax(-1)
-
-
-def ensemble_accuracy(
-    out: tuple,  # from `Ensemble`
-    y: Tensor,  # classes (B,)
-):  # scalar
-    "Share of jets that all together get right"
-    return accuracy(out[0], y)
-
-
-class EnsembleAUC(AccumMetric):
-    "Area under the ROC curve of the averaged probability"
-
-    def accumulate(
-        self,
-        learn: Learner,  # with the batch just predicted
-    ):
-        "Take in a batch"
-        self.accum_values(score(learn.pred), learn.y, learn)
-
-# %% ../../nbs/05b_sets.ipynb #555794e3
-@recipe(task='classify', epochs=8, lr_max=2e-3)
-def ensemble(
-    store: JetStore,  # the jets
-    split: Split = None,  # which to train on; default: `split(store)`
-    *,
-    members: tuple = (
-        'particle_net',
-        'particle_net',
-        'particle_transformer',
-    ),  # names of recipes of this notebook; one may come several times
-    wd: float = 0.01,  # weight decay
-    bs: int = 128,  # jets a batch
-):  # Learner
-    "Several set networks trained side by side, their probabilities averaged"
-    known = dict(
-        pfn=pfn, pfn_quick=pfn_quick, particle_net=particle_net, particle_transformer=particle_transformer
-    )
-    if not members or (bad := [m for m in members if m not in known]):
-        raise ConfigError(
-            'No such member of an ensemble', found=bad if members else 'none', expected=', '.join(known)
-        )
-    _check_settings('ensemble', bs)
-    learners = [known[m](store, split, bs=bs) for m in members]
-    auc = EnsembleAUC(roc_auc_score, to_np=True, invert_arg=True, name='auc')
-    return set_learner(
-        learners[0].dls,
-        Ensemble(*[l.model for l in learners]),
-        wd,
-        EachCrossEntropy(),
-        [ensemble_accuracy, auc],
-    )
-
-# %% ../../nbs/05b_sets.ipynb #d553d319
-def blend(
-    *runs,  # finished runs with scores of the same jets
-    part: str = 'test',  # which part's; nothing is read again
-):  # (metrics, dict of arrays: jet, y, score)
-    "The mean of the probabilities that several runs gave, and how good it is"
-    if not runs:
-        raise ConfigError('No runs to blend')
-    s = [r.scores(part) for r in runs]
-    for r, o in zip(runs, s):
-        if 'score' not in o:
-            raise ConfigError(f'{r.name} is no classifier', found=', '.join(o))
-        if not np.array_equal(o['jet'], s[0]['jet']):
-            raise ConfigError(
-                'These runs were not scored on the same jets', found=f'{runs[0].name}, {r.name}'
-            )
-    p = np.mean([o['score'] for o in s], 0)
-    return classification_metrics(s[0]['y'], p), dict(s[0], score=p)
-
 # %% ../../nbs/05b_sets.ipynb #33eda919
 class ProfileDL(GraphDL):
     "Padded cells (x, mask, u, y) with the jet's profile in `u`, after pt and m0"
@@ -792,3 +668,99 @@ def fused_particle_net(
 ):  # Learner
     "ParticleNet and the jet's profile"
     return _fused(store, split, lambda scale: ParticleNet(scale, k=k), width, dropout, turn, wd, bs)
+
+# %% ../../nbs/05b_sets.ipynb #4b11b103
+class Ensemble(nn.Module):
+    "Networks side by side; the mean of their probabilities"
+
+    def __init__(
+        self,
+        *members: nn.Module,  # (x, mask, u) -> logits (B, 2)
+    ):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(
+        self,
+        x: Tensor,  # cells (B, N, F)
+        mask: Tensor,  # which are real (B, N)
+        u: Tensor,  # pt, m0 in GeV (B, 2)
+    ):  # logarithms of the mean probabilities (B, 2), logits of the members (B, M, 2)
+        "What all say together, and each for itself"
+        each = torch.stack([m(x, mask, u) for m in self.members], 1)
+        return each.float().log_softmax(-1).logsumexp(1) - math.log(len(self.members)), each
+
+# %% ../../nbs/05b_sets.ipynb #75fff2bc
+class EachCrossEntropy(nn.Module):
+    "Sum of the members' cross-entropies"
+
+    def forward(
+        self,
+        out: tuple,  # from `Ensemble`
+        y: Tensor,  # classes (B,)
+    ):  # scalar
+        "Members learn independently of each other"
+        each = out[1]
+        return F.cross_entropy(each.flatten(0, 1), y.repeat_interleave(each.shape[1])) * each.shape[1]
+
+    def activation(
+        self,
+        out: tuple,  # from `Ensemble`
+    ):  # (B, 2)
+        "Probabilities"
+        return out[0].softmax(-1)
+
+    def decodes(
+        self,
+        out,  # probabilities, or what `Ensemble` gives
+    ):  # (B,)
+        "Classes"
+        return (out[0] if isinstance(out, (tuple, list)) else out).argmax(-1)
+
+
+def ensemble_accuracy(
+    out: tuple,  # from `Ensemble`
+    y: Tensor,  # classes (B,)
+):  # scalar
+    "Share of jets that all together get right"
+    return accuracy(out[0], y)
+
+
+class EnsembleAUC(AccumMetric):
+    "Area under the ROC curve of the averaged probability"
+
+    def accumulate(
+        self,
+        learn: Learner,  # with the batch just predicted
+    ):
+        "Take in a batch"
+        self.accum_values(score(learn.pred), learn.y, learn)
+
+# %% ../../nbs/05b_sets.ipynb #555794e3
+@recipe(task='classify', epochs=8, lr_max=2e-3)
+def ensemble(
+    store: JetStore,  # the jets
+    split: Split = None,  # which to train on; default: `split(store)`
+    *,
+    members: tuple = ('particle_net', 'particle_net', 'particle_transformer'),  # recipes of this chapter
+    wd: float = 0.01,  # weight decay
+    bs: int = 128,  # jets a batch
+):  # Learner
+    "Several set networks trained side by side, their probabilities averaged"
+    known = dict(
+        pfn=pfn, pfn_quick=pfn_quick, particle_net=particle_net, particle_transformer=particle_transformer
+    )
+    if not members or (bad := [m for m in members if m not in known]):
+        raise ConfigError(
+            'No such member of an ensemble', found=bad if members else 'none', expected=', '.join(known)
+        )
+    _check_settings('ensemble', bs)
+    learners = [known[m](store, split, bs=bs) for m in members]
+    auc = EnsembleAUC(roc_auc_score, to_np=True, invert_arg=True, name='auc')
+    return set_learner(
+        learners[0].dls,
+        Ensemble(*[l.model for l in learners]),
+        wd,
+        EachCrossEntropy(),
+        [ensemble_accuracy, auc],
+    )
