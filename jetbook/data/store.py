@@ -322,7 +322,17 @@ class Buffer:
         self,
         store: JetStore,  # where the jets are
         idx=None,  # indices of the jets (B,), a slice or a mask; default: all
-    ):  # float32 (B, C, H, W), valid until the next `fill`
+    ):  # float32 tensor (B, C, H, W), valid until the next `fill`
+        "`paint` as a tensor"
+        import torch
+
+        return torch.from_numpy(self.paint(store, idx))
+
+    def paint(
+        self,
+        store: JetStore,  # where the jets are
+        idx=None,  # indices of the jets (B,), a slice or a mask; default: all
+    ):  # float32 array (B, C, H, W), valid until the next `fill`
         "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed first"
         idx = store.indices(idx)
         size = (len(store.channels), store.height, store.width)
@@ -340,7 +350,7 @@ class Buffer:
         for c, (a, b) in enumerate(zip(old, new)):
             _repaint(flat, c, store.width, *a, *b)
         self.dirty = False
-        return self.tensor[: len(idx)]
+        return self.array[: len(idx)]
 
 # %% ../../nbs/00_data.ipynb #58911fbd
 def _positions(offsets, idx):
