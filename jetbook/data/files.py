@@ -1081,7 +1081,7 @@ def _compare_images(store, src, progress):
     buf = store.buffer(src.step)
     for lo in _progress(progress, iterable=range(0, src.n, src.step), desc='verify'):
         x, _ = _as_float32(src.read(lo, min(lo + src.step, src.n)))
-        got = store.images(slice(lo, lo + len(x)), out=buf).numpy().view(np.uint32).transpose(0, 2, 3, 1)
+        got = buf.paint(store, slice(lo, lo + len(x))).view(np.uint32).transpose(0, 2, 3, 1)
         differs = (got != x.view(np.uint32)).any((1, 2, 3))
         if differs.any():
             found = f'jet {lo + int(np.flatnonzero(differs)[0])}'
