@@ -3,6 +3,7 @@ import json
 import shutil
 import warnings
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.spatial.distance import cdist, mahalanobis
@@ -18,8 +19,8 @@ from jetbook.anomaly.density import (
     NeighbourDistance, PCAError, sphere_net, SphereNet, TowerDL,
 )
 from jetbook.anomaly.methods import (
-    _p_text, anomaly_method, anomaly_metrics, anomaly_score, AutoencoderRun, calibrate, class_index, fit_background,
-    fit_method, JET_SHAPES, JetObservables, load_method, mass_sculpting, MeanImage, Observable, p_values, save_method,
+    anomaly_method, anomaly_metrics, anomaly_score, AutoencoderRun, calibrate, class_index, fit_background,
+    fit_method, JET_SHAPES, JetObservables, load_method, mass_sculpting, MeanImage, most_anomalous, Observable, p_values, save_method,
     scan, scan_notes, significance_improvement, threshold, Towers, towers, unlabelled,
 )
 from jetbook.anomaly.search import (
@@ -345,8 +346,12 @@ def test_metrics_and_p_values(toys):
 
 
 def test_p_values_as_text():
-    found = [_p_text(p, n) for p, n in ((1 / 801, 800), (2 / 801, 800), (1 / 31, 30), (0.1, 9), (0.25, None))]
-    assert found == ['< 0.0013', '= 0.0025', '< 0.033', '< 0.11', '= 0.25']
+    for p, n, text in (
+        (1 / 801, 800, '< 0.0013'), (2 / 801, 800, '0.0025'), (1 / 31, 30, '< 0.033'), (0.1, 9, '< 0.11'), (0.25, 0, '0.25'),
+    ):
+        df = pd.DataFrame(dict(score=[1.0], p=[p]))
+        df.attrs['held_out'] = n
+        assert most_anomalous(df).p[0] == text
 
 
 # fit and scan
