@@ -20,7 +20,7 @@ import torch
 from .data.store import ConfigError, JetStore, show_jet
 from .data.hdf5 import sample
 from .data.files import info, pack, verify
-from .data.observables import jet_observables, jet_profile
+from .data.observables import jet_profile, observables
 from .metrics import ReconstructionMeter
 from .train.training import TrainingBar
 from .train.runs import evaluate, plot_losses, Run, train
@@ -281,10 +281,10 @@ def _train_taggers(s, store):
 
 def _tagger_text(run, store):
     n_train, n_test = (len(getattr(run.split(store), k)) for k in ('train', 'test'))
-    observables, profile = (f(store, [0]).shape[1] for f in (jet_observables, jet_profile))
+    of_jet, profile = observables(store, [0], own=True).shape[1], jet_profile(store, [0]).shape[1]
     return f"""`pfn_quick`, a set network, takes a jet as the list of what the detector saw, each entry with its
     direction and momentum, and was trained on {n_train:,} jets in {run.metrics['fit']['seconds']:.1f} seconds. Beside
-    it are single observables, and boosted trees on {observables} of them and on the {profile} values of the jet's
+    it are single observables, and boosted trees on {of_jet} of them and on the {profile} values of the jet's
     profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is wide. The
     rejection at 50% is one over the fraction of gluon jets kept where half of the quark jets are kept."""
 

@@ -18,16 +18,13 @@ def mix(
     store: JetStore,  # jets with labels
     share: float = 0.05,  # of signal in the mixture
     signal: int = 1,  # the class that plays the signal
-    idx=None,  # numbers of the jets to draw from (n,), e.g. `split(store).train`; default: all
+    idx=None,  # indices of the jets to draw from (n,); default: all
     seed: int = 0,  # which jets go where
-):  # numbers of the jets of pure background (b,), of the mixture (m,)
+):  # indices of pure background (b,), of the mixture (m,)
     "Draw a sample of pure background and one with a share of signal; no jet is in both"
     if store.label_column is None:
-        raise DataError(
-            'A mixture is made of jets with labels',
-            found=', '.join(store.columns) or 'no columns',
-            expected='y or signal',
-        )
+        found = ', '.join(store.columns) or 'no columns'
+        raise DataError('A mixture is made of jets with labels', found=found, expected='y or signal')
     if not 0 <= share < 1:
         raise ConfigError('No such share of signal', found=share, expected='from 0 to below 1')
     idx = np.random.RandomState(seed).permutation(store.indices(idx))
@@ -36,15 +33,17 @@ def mix(
     s = idx[is_signal]
     n = round(share / (1 - share) * (len(b) - len(b) // 2))
     if len(b) < 2 or n > len(s):
-        raise DataError(
-            'Too few jets for that share',
-            found=f'{len(b)} background and {len(s)} signal jets',
-            expected=f'{n} signal jets',
-        )
+        found = f'{len(b)} background and {len(s)} signal jets'
+        raise DataError('Too few jets for that share', found=found, expected=f'{n} signal jets')
     return np.sort(b[: len(b) // 2]), np.sort(np.concatenate([b[len(b) // 2 :], s[:n]]))
 
 # %% ../../nbs/06e_cwola.ipynb #80db1679
-def mixture_classifier(kind, C=0.001, seed=0):
+def mixture_classifier(
+    kind: str,  # 'quadratic' or 'trees'
+    C: float = 0.001,  # inverse strength of the penalty, of 'quadratic'
+    seed: int = 0,  # of 'trees'
+):  # scikit-learn classifier, not fitted
+    "A classifier that tells a mixture from pure background: a quadratic form, or boosted trees"
     from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -123,7 +122,10 @@ class CWoLa(AnomalyDetector):
         "The features of both samples"
         return dict(x=self.x_, of_mixture=self.of_mixture_)
 
-    def set_state(self, arrays):
+    def set_state(
+        self,
+        arrays: dict,  # from `state`
+    ):
         "Train the classifier again"
         if arrays['x'].shape[1:] != (len(self.columns),):
             raise ValueError(f'features {tuple(arrays["x"].shape)} of {len(self.columns)} observables')

@@ -99,7 +99,7 @@ def unlabelled(
     columns = {k: v for k, v in store.columns.items() if k not in ALIASES['label']}
     return store._replace(columns=columns, path=None, mmap=False)
 
-# %% ../../nbs/06_anomaly.ipynb #4df9bd4e
+# %% ../../nbs/06_anomaly.ipynb #bb6cada1
 class JetFeatures(TransformerMixin, BaseEstimator):
     "Base of feature makers: `transform` turns N jets into an array (N, d)"
 
@@ -167,7 +167,7 @@ class JetObservables(JetFeatures):
             raise ValueError(f'features of shape {tuple(x.shape)} for {len(self.columns)} observables')
         super().set_state(arrays)
 
-# %% ../../nbs/06_anomaly.ipynb #45f6c7dc
+# %% ../../nbs/06_anomaly.ipynb #b207ffe4
 class Towers(JetFeatures):
     "The 25x25 towers of jets, in percent of each jet's sum, as rows of an array"
 
@@ -203,7 +203,7 @@ class Towers(JetFeatures):
         a.check_format(full_check=True)
         self.features_ = a.toarray()
 
-# %% ../../nbs/06_anomaly.ipynb #64c705c1
+# %% ../../nbs/06_anomaly.ipynb #8d86f37b
 def anomaly_score(
     method,  # fitted: an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # the jets
@@ -397,7 +397,7 @@ class TowerNetwork:
         self.run_ = Run(folder)
         self._learn = None
 
-# %% ../../nbs/06_anomaly.ipynb #d7762a75
+# %% ../../nbs/06_anomaly.ipynb #88d0d9d7
 class TrainedDetector(TowerNetwork, AnomalyDetector):
     "Base of methods that are networks: a subclass gives `network` and `_score_batch(model, x)`"
 
@@ -420,7 +420,7 @@ class TrainedDetector(TowerNetwork, AnomalyDetector):
     def _score(self, jets):
         return self.over(towers(jets), self._score_batch)
 
-# %% ../../nbs/06_anomaly.ipynb #5b804ca1
+# %% ../../nbs/06_anomaly.ipynb #141bba82
 def fit_method(
     method,  # an `AnomalyDetector`, or a pipeline that begins with a feature maker
     store: JetStore,  # jets of background
@@ -455,7 +455,7 @@ def threshold(
         raise DataError('Too few background jets for that rate', found=len(s), expected=f'at least {need}')
     return float(np.quantile(s, 1 - fpr, method='higher'))
 
-# %% ../../nbs/06_anomaly.ipynb #f6f863f0
+# %% ../../nbs/06_anomaly.ipynb #7cbfb8f2
 @patch
 def predict(
     self: AnomalyDetector,
@@ -635,7 +635,7 @@ class AutoencoderRun(AnomalyDetector):
     def _score(self, jets):
         return reconstruction_errors(self.learn, self.learn.dls.test_dl(jets, bs=256))[1]['mse']
 
-# %% ../../nbs/06_anomaly.ipynb #b285913e
+# %% ../../nbs/06_anomaly.ipynb #1412d620
 def _checked(config, name):
     "The config of a bundle, if it is one of an anomaly method"
     if config.get('format') != 'jetbook-anomaly':
@@ -675,7 +675,7 @@ def _restore(method, arrays, folder):
             expected=f'what {method_name(method)} keeps',
         ) from e
 
-# %% ../../nbs/06_anomaly.ipynb #9d36187d
+# %% ../../nbs/06_anomaly.ipynb #e41d6c4d
 def load_method(
     folder: str | Path,  # from `save_method`, or the run of an autoencoder
 ):  # the method
@@ -717,13 +717,13 @@ def class_index(
 
 # %% ../../nbs/06_anomaly.ipynb #e4c0d724
 def _background_parts(store, background, valid, test):
-    "Indices of the background jets to fit to, and of those kept aside"
+    "Indices of the background jets to fit to, and of those held out"
     if background is None:
         idx = np.random.default_rng(0).permutation(len(store))
         return [np.sort(i) for i in np.split(idx, [round(len(store) * (1 - valid))])]
-    sp = split(store, valid, test)
-    labels = store.columns[store.label_column]
     k = class_index(store, background)
+    labels = store.columns[store.label_column]
+    sp = split(store, valid, test)
     return [i[labels[i] == k] for i in (sp.train, sp.valid)]
 
 
@@ -742,7 +742,7 @@ def _same_method(folder, method):
         )
     return (folder / 'model.safetensors').exists()
 
-# %% ../../nbs/06_anomaly.ipynb #555eb38e
+# %% ../../nbs/06_anomaly.ipynb #146913fa
 def _fit_and_calibrate(method, store, background, parts, **kwargs):
     "Fit to one part of the background, calibrate on another, and note which jets they were"
     use, aside = _background_parts(store, background, *parts)
@@ -764,7 +764,7 @@ def fit_background(
     progress: bool = False,  # show progress
     **settings,  # of the method
 ):  # the method
-    "Fit a method to background, and calibrate it on background kept aside"
+    "Fit a method to background, and calibrate it on held-out background"
     method = anomaly_method(method, **settings) if isinstance(method, str) else method
     out = None if out is None else Path(out)
     if out is not None and _same_method(out, method):
@@ -813,7 +813,7 @@ def _scan_table(method, store, cols):
     df.attrs = dict(signal=signal, held_out=held_out, known=_known_jets(method, store))
     return df
 
-# %% ../../nbs/06_anomaly.ipynb #35136b58
+# %% ../../nbs/06_anomaly.ipynb #06f60935
 def scan(
     method,  # fitted, or the folder of one or of an autoencoder's run
     store: JetStore,  # jets to score, or the path of a packed store

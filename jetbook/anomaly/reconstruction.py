@@ -33,7 +33,7 @@ def loss_table(
     frames: dict,  # name of a model -> frame from `jetbook.ae.dense.in_out`
     background: int = 0,  # class it was trained on, 0 or 1
 ):  # pandas.DataFrame, one row a model
-    "Mean loss of background and of what is looked for, their ratio, and the AUC of the loss as score, with 95% intervals"
+    "Mean loss of background and signal, their ratio, and the AUC of the loss as score, with 95% intervals"
     rows = {}
     for name, d in frames.items():
         other = d.signal != background
@@ -129,9 +129,7 @@ class ImageError(nn.Module):
 
     def __init__(
         self,
-        loss: Literal[
-            'mse', 'weighted', 'kernel'
-        ] = 'mse',  # plain squares; lit pixels 100 times; smoothed with an exponential kernel
+        loss: Literal['mse', 'weighted', 'kernel'] = 'mse',  # squares; lit pixels 100 times; smoothed
         sigma: float = 1.0,  # width of the kernel in pixels
     ):
         super().__init__()
@@ -489,7 +487,10 @@ class DirichletScore(TrainedDetector):
         "The weights of the background's jets"
         return dict(seen=self.seen_)
 
-    def set_state(self, arrays):
+    def set_state(
+        self,
+        arrays: dict,  # from `state`
+    ):
         "Estimate their density again"
         self.seen_ = torch.as_tensor(arrays['seen'])
         z = _log_ratios(self.seen_)

@@ -170,7 +170,8 @@ def comparison_table(
     rows = {}
     for i, (k, group) in enumerate(scores.items()):
         each = _cut_metrics(group, mass, fpr)
-        spread = each.pop('auc').std() if len(group) > 1 else None
+        auc = each.pop('auc')
+        spread = auc.std() if len(group) > 1 else None
         rows[k] = dict(auc=value[i], lo=lo[i], hi=hi[i], spread=spread, **each.mean(), seeds=len(group))
     return pd.DataFrame(rows).T.infer_objects().sort_values('auc', ascending=False).rename_axis('method')
 

@@ -160,7 +160,10 @@ class Surrogates(AnomalyDetector):
         "Three tables of features"
         return self.tables_
 
-    def set_state(self, arrays):
+    def set_state(
+        self,
+        arrays: dict,  # from `state`
+    ):
         "Train the classifiers again"
         self._build(*(arrays[k] for k in ('real', 'spoilt', 'aside')))
 

@@ -28,8 +28,8 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastcore.basics import patch
 from torch import nn, Tensor
-from ..data.store import ConfigError, DataError, JetStore, require
-from ..data.observables import eta_phi, jet_mass, jet_pt, Particles
+from ..data.store import ConfigError, DataError, JetStore, Ragged, require
+from ..data.observables import eta_phi, jet_mass, jet_pt
 from ..data.loaders import jet_dls, Split
 from ..train.recipes import recipe
 
@@ -121,7 +121,7 @@ def _particles(store, lv, values):
     h = store.height // up
     w = store.width // up
     eta, phi = eta_phi(lv.pixel // w, lv.pixel % w, h, w, store.cell * up)
-    return Particles(np.asarray(values, np.float64), eta, phi, lv.offsets)
+    return Ragged(lv.offsets, pt=np.asarray(values, np.float64), eta=eta, phi=phi)
 
 
 def code_residuals(

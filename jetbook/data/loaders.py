@@ -22,11 +22,11 @@ from .store import ConfigError, DataError, JetStore, show_jet
 # %% ../../nbs/00f_loaders.ipynb #78d0eaf5
 @dataclass(frozen=True, eq=False)
 class Split:
-    "Numbers of the jets to train on, to choose by, and to report on"
+    "Indices of the jets to train on, to choose by, and to report on"
 
-    train: np.ndarray  # jet numbers, int64, rising
-    valid: np.ndarray  # jet numbers, int64, rising
-    test: np.ndarray  # jet numbers, int64, rising
+    train: np.ndarray  # jet indices, int64, rising
+    valid: np.ndarray  # jet indices, int64, rising
+    test: np.ndarray  # jet indices, int64, rising
     n: int  # jets in the store
     fractions: tuple  # (valid, test), parts of 1
     seed: int  # of the shuffle
@@ -34,15 +34,14 @@ class Split:
     n_train: int = None  # cap on the training jets
 
     def __repr__(self):
-        return (
-            f'Split of {self.n:,} jets: {len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test'
-            f'{f", stratified by {self.by}" if self.by else ""}, seed {self.seed}, digest {self.digest[:12]}'
-        )
+        parts = ', '.join(f'{len(getattr(self, k)):,} {k}' for k in ('train', 'valid', 'test'))
+        by = f', stratified by {self.by}' if self.by else ''
+        return f'Split of {self.n:,} jets: {parts}{by}, seed {self.seed}, digest {self.digest[:12]}'
 
 # %% ../../nbs/00f_loaders.ipynb #c20150f5
 @patch(as_prop=True)
 def digest(self: Split):
-    "SHA-256 over the three lists of jet numbers and the store's size"
+    "SHA-256 over the three lists of jet indices and the store's size"
     h = hashlib.sha256(str(self.n).encode())
     for a in (self.train, self.valid, self.test):
         h.update(f'|{len(a)}|'.encode() + a.astype('<i8').tobytes())
@@ -236,16 +235,14 @@ class Loan:
     def _written(self):
         if self.ref is None:
             return False
-        return (
-            self.watch is None
-            or self.watch._version != self.version
-            or (self.buffer.array.reshape(-1)[self.probe] != self.seen).any()
-        )
+        if self.watch is None or self.watch._version != self.version:
+            return True
+        return (self.buffer.array.reshape(-1)[self.probe] != self.seen).any()
 
     def lend(
         self,
         store: JetStore,  # where the jets are
-        idx: np.ndarray,  # numbers of the jets, int64 (B,)
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
     ):  # float32 tensor (B, C, H, W)
         "Fill the buffer with jets `idx` and hand it out"
         self.buffer.dirty |= bool(self._written())
@@ -253,11 +250,9 @@ class Loan:
         a = self.buffer.array[: len(idx)]
         self.ref = weakref.ref(a)
         x = torch.from_numpy(a)
-        self.watch, self.version, self.seen = (
-            _watch(x),
-            x._version if not x.is_inference() else None,
-            self.buffer.array.reshape(-1)[self.probe],
-        )
+        self.watch = _watch(x)
+        self.version = None if x.is_inference() else x._version
+        self.seen = self.buffer.array.reshape(-1)[self.probe]
         return x
 
 # %% ../../nbs/00f_loaders.ipynb #65a21ef5
@@ -275,7 +270,7 @@ class BatchPool:
     def lend(
         self,
         store: JetStore,  # where the jets are, in main memory
-        idx: np.ndarray,  # numbers of the jets, int64 (B,)
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
         bs: int = None,  # size of a new buffer, if one must be made; default: as many as `idx`
     ):  # float32 tensor (B, C, H, W)
         "The images of jets `idx`, in memory that nobody else can see"
@@ -297,7 +292,7 @@ class BatchPool:
 def epoch_order(
     n: int,  # number of jets
     seed: int,  # of the run
-    epoch: int,  # number of the epoch, from 0
+    epoch: int,  # index of the epoch, from 0
 ):  # int64 (n,), a permutation
     "The order of the jets in an epoch"
     return np.random.RandomState([seed, epoch]).permutation(n)
@@ -311,7 +306,7 @@ class StoreDL(DataLoader):
     def __init__(
         self,
         store: JetStore,  # N jets
-        idx=None,  # numbers of the jets to draw from (n,); default: all
+        idx=None,  # indices of the jets to draw from (n,); default: all
         bs: int = 128,  # jets a batch
         shuffle: bool = False,  # a new order each epoch?
         drop_last: bool = False,  # leave out a last batch that is not full?
@@ -334,7 +329,7 @@ class StoreDL(DataLoader):
 
     def make(
         self,
-        idx: np.ndarray,  # numbers of the jets, int64 (B,)
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
     ):  # tuple of tensors, inputs first
         "The batch of jets `idx`"
         raise NotImplementedError('make(idx) -> batch')
@@ -385,7 +380,7 @@ def settings(self: StoreDL):  # dict
 @patch
 def new(
     self: StoreDL,
-    dataset=None,  # other jet numbers, or another store; default: the same jets
+    dataset=None,  # other jet indices, or another store; default: the same jets
     cls=None,  # class of the new loader
     idx=None,  # which jets of another store; default: all
     **kwargs,  # arguments to change
@@ -405,7 +400,7 @@ class JetDL(StoreDL):
     def __init__(
         self,
         store: JetStore,  # N jets
-        idx=None,  # numbers of the jets to draw from (n,); default: all
+        idx=None,  # indices of the jets to draw from (n,); default: all
         task: str = 'classify',  # 'classify' or 'reconstruct'
         channels=None,  # names of the channels wanted; default: all
         tfms=(),  # batch transforms, for `x`
@@ -437,7 +432,8 @@ def _labels(store):
             'The store has no labels',
             found=', '.join(store.columns) or 'no columns',
             expected='y or signal',
-            do="task='reconstruct' needs none; a label of another name is given to pack (label=), and predict scores jets that have none",
+            do="task='reconstruct' needs none; a label of another name is given to pack (label=), "
+            'and predict scores jets that have none',
         )
     return store.columns[store.label_column].astype(np.int64)
 
@@ -458,7 +454,7 @@ def settings(self: JetDL):  # dict
 @patch
 def make(
     self: JetDL,
-    idx: np.ndarray,  # numbers of the jets, int64 (B,)
+    idx: np.ndarray,  # indices of the jets, int64 (B,)
 ):  # (x, y): float32 (B, C, H, W) and int64 (B,), or twice x
     "The images of jets `idx` after the transforms, and their target"
     lend = self.reuse and self.dataset.device == 'cpu'
@@ -471,37 +467,26 @@ def make(
 # %% ../../nbs/00f_loaders.ipynb #5598219f
 def jet_dls(
     store: JetStore,  # N jets
-    split: Split = None,  # which jets to train on and to validate on; default: `split(store)`
+    split: Split = None,  # default: `split(store)`
     task: str = 'classify',  # 'classify': (x, y); 'reconstruct': (x, x)
-    channels=None,  # names of the channels wanted; default: all
-    tfms=(),  # batch transforms for x; set up on the training jets
+    channels=None,  # their names; default: all
+    tfms=(),  # batch transforms for x
     bs: int = 128,  # jets a batch
-    device=None,  # where to train; default: fastai's own choice
+    device=None,  # where to train; default: fastai's
     seed: int = None,  # of the order of the jets; default: the split's
-    only: int = None,  # train and validate on this class alone, 0 or 1
-    reuse: bool = True,  # use batch memory again where that is provably safe?
+    only: int = None,  # this class alone, 0 or 1
+    reuse: bool = True,  # use batch memory again where safe?
 ):  # DataLoaders
     "fastai DataLoaders of whole batches of jet images"
     split = split or _split(store)
     device = torch.device(device or default_device())
-    parts = [_only(store, i, only) for i in (split.train, split.valid)]
+    train, valid = (_only(store, idx, only) for idx in (split.train, split.valid))
     seed = split.seed if seed is None else seed
-    train = JetDL(
-        store.to(device),
-        parts[0],
-        task=task,
-        channels=channels,
-        tfms=tfms,
-        bs=bs,
-        device=device,
-        seed=seed,
-        reuse=reuse,
-        shuffle=True,
-        drop_last=len(parts[0]) >= bs,
-        split_idx=0,
-    )
-    train.tfms.setup(train)
-    dls = DataLoaders(train, train.new(parts[1], shuffle=False, drop_last=False, split_idx=1), device=device)
+    how = dict(task=task, channels=channels, tfms=tfms, bs=bs, device=device, seed=seed, reuse=reuse)
+    full = len(train) >= bs
+    dl = JetDL(store.to(device), train, shuffle=True, drop_last=full, split_idx=0, **how)
+    dl.tfms.setup(dl)
+    dls = DataLoaders(dl, _for_validation(dl, valid), device=device)
     dls.split = split
     return dls
 
@@ -509,7 +494,12 @@ def jet_dls(
 _split = split
 
 
+def _for_validation(dl, idx):
+    return dl.new(idx, shuffle=False, drop_last=False, split_idx=1)
+
+
 def _only(store, idx, only):
+    "Those of the jets `idx` that are of class `only`"
     if only is None:
         return idx
     idx = idx[_labels(store)[idx] == only]
@@ -604,16 +594,14 @@ def show_results(
     **kwargs,  # for fastai; ignored
 ):  # matplotlib axes
     "Draw jets with what a model says of them"
-    (x, y), n = b, min(max_n, len(b[0]))
+    x, y = b
+    n = min(max_n, len(x))
     if self.y is None:
         out = next(o for o in (out if isinstance(out, (tuple, list)) else [out]) if o.shape == x.shape)
         return _draw(self.decode((x, out.to(x.device))), self.channels, [''] * n, self.dataset.cell)
-    cls = (
-        out.argmax(-1)
-        if out.ndim > 1 and out.shape[-1] > 1
-        else out.flatten() > 0.5
-        if out.is_floating_point()
-        else out.flatten()
-    ).long()
+    if out.ndim > 1 and out.shape[-1] > 1:
+        cls = out.argmax(-1)
+    else:
+        cls = out.flatten() > 0.5 if out.is_floating_point() else out.flatten()
     titles = [f'{self.vocab[int(t)]}\nsays {self.vocab[int(p)]}' for t, p in zip(y[:n], cls)]
     return _draw(self.decode((x,)), self.channels, titles, self.dataset.cell)

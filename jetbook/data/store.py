@@ -46,7 +46,7 @@ class StoreError(DataError):
 
 
 class ConfigError(JetbookError, ValueError):
-    "A setting that does not exist or has no sense"
+    "A setting that does not exist or makes no sense"
 
 
 class MissingExtra(JetbookError, ImportError):
@@ -95,19 +95,22 @@ class JetStore:
         "A store from packed arrays"
         types = ('int64', 'uint16', 'float32')
         self = cls.__new__(cls)
-        self.height, self.width = height, width
+        self.height = height
+        self.width = width
         self.upsample = {k: int((upsample or {}).get(k, 1)) for k in entries}
         self.entries = {k: tuple(map(np.ascontiguousarray, e, types)) for k, e in entries.items()}
         self.columns = {k: np.asarray(v) for k, v in (columns or {}).items()}
-        self.source, self.layout = source, layout
+        self.source = source
+        self.layout = layout
         self.created_by = f'jetbook {__version__}'
-        self.path, self.mmap, self.device = None, False, 'cpu'
+        self.path = None
+        self.mmap = False
+        self.device = 'cpu'
         return self._validate()
 
 # %% ../../nbs/00_data.ipynb #c2eaf920
-ALIASES = dict(
-    label=('y', 'signal'), pt=('pt', 'jet_pt'), mass=('m0', 'jet_mass')
-)  # what a column means -> the names it has in known files
+# what a column means -> the names it has in known files
+ALIASES = dict(label=('y', 'signal'), pt=('pt', 'jet_pt'), mass=('m0', 'jet_mass'))
 
 # %% ../../nbs/00_data.ipynb #b3681bac
 def raise_store_error(
@@ -124,15 +127,12 @@ def _check_entries(name, n, grid, offsets, pixel, value):
     if offsets.shape != (n + 1,):
         raise_store_error(f'{name}/offsets has a wrong length', offsets.shape, (n + 1,))
     if len(pixel) != len(value):
-        raise_store_error(
-            f'{name} has unequal arrays', f'{len(pixel)} pixels, {len(value)} values', 'equal numbers'
-        )
+        found = f'{len(pixel)} pixels, {len(value)} values'
+        raise_store_error(f'{name} has unequal arrays', found, 'equal numbers')
     if offsets[0] != 0 or offsets[-1] != len(pixel) or (np.diff(offsets) < 0).any():
-        raise_store_error(
-            f'{name}/offsets does not divide the entries',
-            f'{offsets[0]} to {offsets[-1]}',
-            f'rising from 0 to {len(pixel)}',
-        )
+        found = f'{offsets[0]} to {offsets[-1]}'
+        expected = f'rising from 0 to {len(pixel)}'
+        raise_store_error(f'{name}/offsets does not divide the entries', found, expected)
     top = max((int(pixel[i : i + 2**24].max()) for i in range(0, len(pixel), 2**24)), default=-1)
     if top >= grid:
         raise_store_error(f'{name}/pixel points outside the image', top, f'less than {grid}')
@@ -142,22 +142,17 @@ def check_columns(
     columns: dict,  # column name -> array
     n: int,  # number of jets
 ):
-    "Refuse columns that are not one number a jet, and labels other than 0 and 1"
+    "Refuse columns that are not one number per jet, and labels other than 0 and 1"
     for k, v in columns.items():
         if v.shape != (n,):
-            raise DataError(
-                f'Column {k} has a wrong shape', found=v.shape, expected=(n,), do='give one number a jet'
-            )
+            do = 'give one number per jet'
+            raise DataError(f'Column {k} has a wrong shape', found=v.shape, expected=(n,), do=do)
         if v.dtype.kind not in 'fiub':
             raise DataError(f'Column {k} is not numeric', found=v.dtype, expected='floats or integers')
     for k in ALIASES['label']:
         if k in columns and (bad := np.setdiff1d(columns[k], [0, 1])).size:
-            raise DataError(
-                f'Labels in column {k} other than 0 and 1',
-                found=bad[:5].tolist(),
-                expected='0 or 1',
-                do='drop those jets, or give the column another name',
-            )
+            do = 'drop those jets, or give the column another name'
+            raise DataError(f'Labels in column {k} other than 0 and 1', bad[:5].tolist(), '0 or 1', do)
 
 # %% ../../nbs/00_data.ipynb #64d496a2
 @patch
@@ -166,21 +161,16 @@ def _validate(self: JetStore):
         raise DataError('A store needs a channel', found='none')
     n = len(self)
     if bad := [k for k in (*self.entries, *self.columns) if not k or '/' in k or k == '.']:
-        raise DataError(
-            'A name HDF5 has no room for',
-            found=bad[0],
-            expected='channels and columns without / in their names',
-        )
+        expected = 'channels and columns without / in their names'
+        raise DataError('A name that HDF5 cannot hold', found=bad[0], expected=expected)
     if min(self.height, self.width) < 1 or self.height * self.width > 2**16:
-        raise DataError(
-            'Image size out of range', found=f'{self.height}x{self.width}', expected='1 to 65,536 pixels'
-        )
+        found = f'{self.height}x{self.width}'
+        raise DataError('Image size out of range', found=found, expected='1 to 65,536 pixels')
     for k, (o, p, v) in self.entries.items():
         up = self.upsample[k]
         if up < 1 or self.height % up or self.width % up:
-            raise_store_error(
-                f'{k}: towers do not tile the image', up, f'a divisor of {self.height} and {self.width}'
-            )
+            expected = f'a divisor of {self.height} and {self.width}'
+            raise_store_error(f'{k}: towers do not tile the image', up, expected)
         _check_entries(k, n, self.height * self.width // up**2, o, p, v)
     check_columns(self.columns, n)
     return self
@@ -208,7 +198,7 @@ def column_name(
     self: JetStore,
     meaning: str,  # 'label', 'pt' (GeV) or 'mass' (GeV)
 ):  # str, or None where the store has no such column
-    "Under which of its names in `ALIASES` the store holds a column"
+    "The name, of those in `ALIASES`, under which the store holds a column"
     return next((k for k in ALIASES[meaning] if k in self.columns), None)
 
 
@@ -256,7 +246,8 @@ def kernel(
         _compile(f.__globals__)
         return f.__globals__[f.__name__](*args)
 
-    first.to_compile, first.options = f, options
+    first.to_compile = f
+    first.options = options
     return first
 
 # %% ../../nbs/00_data.ipynb #2402f657
@@ -331,17 +322,23 @@ class Buffer:
         self,
         store: JetStore,  # where the jets are
         idx=None,  # indices of the jets (B,), a slice or a mask; default: all
-    ):  # float32 (B, C, H, W), valid until the next `fill`
-        "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed whole"
+    ):  # float32 tensor (B, C, H, W), valid until the next `fill`
+        "`paint` as a tensor"
+        import torch
+
+        return torch.from_numpy(self.paint(store, idx))
+
+    def paint(
+        self,
+        store: JetStore,  # where the jets are
+        idx=None,  # indices of the jets (B,), a slice or a mask; default: all
+    ):  # float32 array (B, C, H, W), valid until the next `fill`
+        "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed first"
         idx = store.indices(idx)
         size = (len(store.channels), store.height, store.width)
         if self.array.shape[1:] != size or len(self.array) < len(idx):
-            raise DataError(
-                'The buffer does not fit',
-                found=self.array.shape,
-                expected=(len(idx), *size),
-                do='make it with store.buffer(bs)',
-            )
+            do = 'make it with store.buffer(bs)'
+            raise DataError('The buffer does not fit', self.array.shape, (len(idx), *size), do)
         if self.dirty:
             self.array[:] = 0
             self.lit = None
@@ -353,14 +350,15 @@ class Buffer:
         for c, (a, b) in enumerate(zip(old, new)):
             _repaint(flat, c, store.width, *a, *b)
         self.dirty = False
-        return self.tensor[: len(idx)]
+        return self.array[: len(idx)]
 
 # %% ../../nbs/00_data.ipynb #58911fbd
 def _positions(offsets, idx):
     "Row number and position of every entry of the ragged rows `idx`, as tensors"
     import torch
 
-    start, length = offsets[idx], offsets[idx + 1] - offsets[idx]
+    start = offsets[idx]
+    length = offsets[idx + 1] - start
     row = torch.repeat_interleave(torch.arange(len(idx), device=idx.device), length)
     first = torch.cumsum(length, 0) - length
     return row, torch.arange(len(row), device=idx.device) - first[row] + start[row]
@@ -432,7 +430,7 @@ def images(
         x = (self.buffer(len(idx)) if out is None else out).fill(self, idx)
     elif out is not None:
         found = f'a store on {self.device}'
-        raise DataError('A buffer is for a store in main memory', found=found, do='leave `out` away')
+        raise DataError('A buffer is for a store in main memory', found=found, do='call images without `out`')
     else:
         import torch
 
@@ -542,7 +540,7 @@ class Ragged:
         rows,  # which rows, in the order wanted (K,)
     ):  # Ragged of K rows
         "Some of the rows"
-        rows = np.asarray(rows)
+        rows = np.asarray(rows) if len(rows) else np.empty(0, np.int64)
         counts = self.counts[rows]
         first = np.cumsum(counts) - counts
         return self.pick(np.repeat(self.offsets[rows] - first, counts) + np.arange(counts.sum()), counts)
@@ -575,8 +573,10 @@ def clouds(
     offsets = np.concatenate([[0], np.cumsum(counts.sum(0))])
     first = offsets[:-1] + np.cumsum(counts, 0) - counts
     n = offsets[-1]
-    row, col = np.empty(n, np.float32), np.empty(n, np.float32)
-    channel, value = np.empty(n, np.uint8), np.empty(n, np.float32)
+    row = np.empty(n, np.float32)
+    col = np.empty(n, np.float32)
+    channel = np.empty(n, np.uint8)
+    value = np.empty(n, np.float32)
     for c, (k, (o, p, v)) in enumerate(self.entries.items()):
         up = self.upsample[k]
         _place(idx, first[c], o, p, v, self.width // up, up, c, row, col, channel, value)
@@ -594,14 +594,10 @@ def select(
         channels = [channels]
     names = list(channels or self.channels)
     if missing := set(names) - set(self.channels):
-        raise DataError(
-            'No channel of that name',
-            found=', '.join(sorted(missing)),
-            expected=f'some of {", ".join(self.channels)}',
-        )
-    new = self._replace(
-        entries={k: self.entries[k] for k in names}, upsample={k: self.upsample[k] for k in names}
-    )
+        found = ', '.join(sorted(missing))
+        raise DataError('No channel of that name', found, f'some of {", ".join(self.channels)}')
+    entries = {k: self.entries[k] for k in names}
+    new = self._replace(entries=entries, upsample={k: self.upsample[k] for k in names})
     if tuple(names) != self.channels:
         new.path = None
         new.mmap = False
@@ -651,7 +647,8 @@ def nbytes(self: JetStore):
 def _channel_facts(store, name, total):
     "What `summary` says of a channel"
     _, pixel, value = store.entries[name]
-    up, n = store.upsample[name], max(len(store), 1)
+    up = store.upsample[name]
+    n = max(len(store), 1)
     return dict(
         grid=f'{store.height // up}x{store.width // up}',
         upsample=up,
@@ -665,7 +662,7 @@ def _channel_facts(store, name, total):
 
 @patch
 def summary(self: JetStore):  # pandas.DataFrame, one row a channel
-    "Per channel: granularity, lit entries and pixels a jet, share of the summed intensity, largest pixel"
+    "Per channel: granularity, entries and lit pixels per jet, share of the summed intensity, largest pixel"
     import pandas as pd
 
     s = self.to('cpu')
@@ -703,18 +700,16 @@ def show_jet(
     cell: float = 1.0,  # width of a pixel
     title: str = '',  # title of the figure
     axs=None,  # C axes to draw on; default: a new figure
-    vmin: float = None,  # lower end of the scale; default: 1e-4 of the largest pixel
+    vmin: float = None,  # lower end of the scale; default: 1e-4 of the upper
 ):  # the axes
-    "Draw one jet, a panel a channel, on a common logarithmic colour scale"
+    "Draw one jet, one panel per channel, on a common logarithmic colour scale"
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
     x = np.asarray(image)
     if axs is None:
-        fig, axs = plt.subplots(
-            1, len(x), figsize=(2.9 * len(x) + 0.6, 2.9), layout='constrained', squeeze=False
-        )
-        axs = axs[0]
+        size = (2.9 * len(x) + 0.6, 2.9)
+        axs = plt.subplots(1, len(x), figsize=size, layout='constrained', squeeze=False)[1][0]
     vmax = max(float(x.max()), 1e-12)
     norm = LogNorm(vmin or vmax * 1e-4, vmax)
     h, w = np.array(x.shape[1:]) * cell / 2
@@ -736,9 +731,8 @@ def show(
     **kwargs,  # passed to `show_jet`
 ):  # the axes
     "Draw jet `i`"
-    return show_jet(
-        self.images([i])[0], self.channels, self.cell, **{'title': f'jet {i} {self.label(i)}', **kwargs}
-    )
+    kwargs = {'title': f'jet {i} {self.label(i)}', **kwargs}
+    return show_jet(self.images([i])[0], self.channels, self.cell, **kwargs)
 
 # %% ../../nbs/00_data.ipynb #0913e4ea
 def _toy_channel(rng, mean, side, y):

@@ -25,7 +25,7 @@ def _push(y, x, name, *params):
 
 
 def _pop(y, name):
-    "The numbers that step `name` left on `y`"
+    "The parameters that step `name` left on `y`"
     stack = getattr(y, 'undo', ())
     if not stack or stack[-1][0] != name:
         raise DataError(
@@ -36,7 +36,7 @@ def _pop(y, name):
         )
     if stack[-1][1] != len(y):
         raise DataError(
-            f'{name} decodes a batch with the numbers of another',
+            f'{name} cannot decode a batch with the parameters of another',
             found=f'{len(y)} jets',
             expected=f'{stack[-1][1]} jets',
         )
@@ -47,7 +47,7 @@ def borrow_undo(
     pred: torch.Tensor,  # what a network made of `x`, (B, C, H, W)
     x: torch.Tensor,  # the transformed batch it was made from, (B, C, H, W)
 ):  # a view of `pred` that decodes as `x` does
-    "Let a prediction be decoded with the numbers of its own input"
+    "Let a prediction be decoded with the parameters of its own input"
     pred = pred.view_as(pred)
     pred.undo = getattr(x, 'undo', ())
     return pred
@@ -56,7 +56,7 @@ def borrow_undo(
 class JetTransform(Transform):
     "Base of the batch transforms: acts on every image tensor (B, C, H, W) of a batch and leaves labels alone"
 
-    keeps = False  # does decoding need numbers of the batch?
+    keeps = False  # does decoding need parameters of the batch?
 
     def __call__(
         self,
@@ -167,8 +167,8 @@ class MaxNorm(JetTransform):
         top = torch.where(top > 0, top, 1)
         return _push(x / top, x, 'MaxNorm', top)
 
-    def decodes(self, x: torch.Tensor):
-        return x * _pop(x, 'MaxNorm')[0]  # transformed images (B, C, H, W)
+    def decodes(self, x: torch.Tensor):  # transformed images (B, C, H, W)
+        return x * _pop(x, 'MaxNorm')[0]
 
 # %% ../../nbs/00e_transforms.ipynb #305e7753
 def pixel_stats(
@@ -179,23 +179,24 @@ def pixel_stats(
     "Mean and standard deviation of the dense images, from the packed entries alone"
     if per not in ('channel', 'all'):
         raise ConfigError('No such statistics', found=per, expected="per='channel' or per='all'")
-    if n is not None and n < len(store):
-        store = store.select(np.linspace(0, len(store) - 1, n).astype(int))
+    store = _evenly(store, n)
     if len(store) == 0:
         raise DataError('No statistics of no jets', found='an empty store')
-
-    def _moment(p):
-        return np.array(
-            [
-                np.sum(v.astype(np.float64) ** p) * store.upsample[k] ** 2
-                for k, (_, _, v) in store.to('cpu').entries.items()
-            ]
-        )
-
-    first, second = (_moment(p) / (len(store) * store.height * store.width) for p in (1, 2))
+    pixels = len(store) * store.height * store.width
+    values = {k: v.astype(np.float64) for k, (_, _, v) in store.to('cpu').entries.items()}
+    first, second = (
+        np.array([np.sum(v**p) * store.upsample[k] ** 2 for k, v in values.items()]) / pixels for p in (1, 2)
+    )
     if per == 'all':
         first, second = (o.mean(keepdims=True) for o in (first, second))
     return tuple(torch.tensor(o, dtype=torch.float32) for o in (first, np.sqrt(second - first**2)))
+
+
+def _evenly(store, n):
+    "At most `n` jets, evenly spaced over the store"
+    if n is None or n >= len(store):
+        return store
+    return store.select(np.linspace(0, len(store) - 1, n).astype(int))
 
 # %% ../../nbs/00e_transforms.ipynb #c4218208
 class Standardise(JetTransform):
@@ -245,11 +246,11 @@ class Log1p(JetTransform):
             raise ConfigError('The scale must be positive', found=scale)
         self.scale = scale
 
-    def encodes(self, x: torch.Tensor):
-        return torch.log1p(x.abs() * self.scale).copysign(x)  # images (B, C, H, W)
+    def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
+        return torch.log1p(x.abs() * self.scale).copysign(x)
 
-    def decodes(self, x: torch.Tensor):
-        return (torch.expm1(x.abs()) / self.scale).copysign(x)  # transformed images (B, C, H, W)
+    def decodes(self, x: torch.Tensor):  # transformed images (B, C, H, W)
+        return (torch.expm1(x.abs()) / self.scale).copysign(x)
 
 # %% ../../nbs/00e_transforms.ipynb #4182becf
 class Power(JetTransform):
@@ -264,11 +265,11 @@ class Power(JetTransform):
             raise ConfigError('gamma must be positive', found=gamma)
         self.gamma = gamma
 
-    def encodes(self, x: torch.Tensor):
-        return x.abs().pow(self.gamma).copysign(x)  # images (B, C, H, W)
+    def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
+        return x.abs().pow(self.gamma).copysign(x)
 
-    def decodes(self, x: torch.Tensor):
-        return x.abs().pow(1 / self.gamma).copysign(x)  # transformed images (B, C, H, W)
+    def decodes(self, x: torch.Tensor):  # transformed images (B, C, H, W)
+        return x.abs().pow(1 / self.gamma).copysign(x)
 
 # %% ../../nbs/00e_transforms.ipynb #a59c0fa9
 def _interp(v, xs, ys):
@@ -304,14 +305,8 @@ class HistEq(JetTransform):
         k: int = 256,  # number of knots
     ):  # HistEq
         "Fit the curves to the lit pixels of a store"
-        if n is not None and n < len(store):
-            store = store.select(np.linspace(0, len(store) - 1, n).astype(int))
-        return cls(
-            [
-                np.quantile(v, np.arange(1, k + 1) / k) if len(v) else []
-                for _, _, v in store.to('cpu').entries.values()
-            ]
-        )
+        values = [v for _, _, v in _evenly(store, n).to('cpu').entries.values()]
+        return cls([np.quantile(v, np.arange(1, k + 1) / k) if len(v) else [] for v in values])
 
     def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
         return self._apply(
@@ -359,10 +354,8 @@ class Uint8(JetTransform):
         code = (x * (255 / self.top)).round().clamp(0, 255)
         return code.to(torch.uint8) if self.as_bytes else code / 255
 
-    def decodes(self, x: torch.Tensor):
-        return (
-            x.float() * (self.top / 255) if x.dtype == torch.uint8 else x * self.top
-        )  # transformed images (B, C, H, W)
+    def decodes(self, x: torch.Tensor):  # transformed images (B, C, H, W)
+        return x.float() * (self.top / 255) if x.dtype == torch.uint8 else x * self.top
 
 # %% ../../nbs/00e_transforms.ipynb #204af224
 class Pad(JetTransform):
@@ -397,7 +390,7 @@ class Pad(JetTransform):
 
 # %% ../../nbs/00e_transforms.ipynb #be1482b0
 class Resize(JetTransform):
-    "Bilinear interpolation to `size`, as R3 and R4; decoding interpolates back, which does not restore the pixels exactly"
+    "Bilinear interpolation to `size`, as R3 and R4; decoding interpolates back, and is not exact"
 
     keeps = True
 
@@ -408,11 +401,11 @@ class Resize(JetTransform):
         super().__init__()
         self.size = size
 
-    def encodes(self, x: torch.Tensor):
-        return _push(self._to(x, (self.size,) * 2), x, 'Resize', *x.shape[-2:])  # images (B, C, H, W)
+    def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
+        return _push(self._to(x, (self.size,) * 2), x, 'Resize', *x.shape[-2:])
 
-    def decodes(self, x: torch.Tensor):
-        return self._to(x, _pop(x, 'Resize'))  # transformed images (B, C, H, W)
+    def decodes(self, x: torch.Tensor):  # transformed images (B, C, H, W)
+        return self._to(x, _pop(x, 'Resize'))
 
     def _to(self, x, size):
         return F.interpolate(x, size=size, mode='bilinear', align_corners=False)
@@ -434,13 +427,8 @@ class RandomTransform(JetTransform):
         b,  # images (B, C, H, W), or a tuple that holds some: all get the same draw
         split_idx: int = 0,  # 0 for training; anything else leaves the batch alone
     ):  # the same with its images transformed
-        x = (
-            b
-            if _is_images(b)
-            else next((o for o in b if _is_images(o)), None)
-            if isinstance(b, (tuple, list))
-            else None
-        )
+        parts = b if isinstance(b, (tuple, list)) else [b]
+        x = next((o for o in parts if _is_images(o)), None)
         if split_idx != 0 or x is None:
             return b
         self.drawn = [o.to(x.device) for o in self.draw(x)]
@@ -484,9 +472,10 @@ class Flip(RandomTransform):
 
 # %% ../../nbs/00e_transforms.ipynb #27526553
 def _move(x, to):
-    "Move each lit pixel of `x` to the cell that `to(jet, row, col)` says; what lands outside is lost, what lands together adds up"
+    "Move each lit pixel to the cell that `to(jet, row, col)` says; outside it is lost, in one cell they add up"
     b, c, i, j = x.nonzero(as_tuple=True)
-    v, (h, w) = x[b, c, i, j], x.shape[-2:]
+    v = x[b, c, i, j]
+    h, w = x.shape[-2:]
     i, j = to(b, i, j)
     ok = (i >= 0) & (i < h) & (j >= 0) & (j < w)
     return torch.zeros_like(x).index_put_((b[ok], c[ok], i[ok], j[ok]), v[ok], accumulate=True)

@@ -58,7 +58,7 @@ def baselines(
     split: Split,  # trained on its train part
     part: str = 'test',  # 'test' or 'valid': whose jets to score
     seeds=(0,),  # of the boosted tree
-    single=('multiplicity', 'girth', 'ptd', 'm0'),  # the observables tried one by one
+    single=('multiplicity', 'girth', 'ptd', 'jet_mass'),  # the observables tried one by one
 ):  # dict: name -> list of dicts of seed, seconds, parameters, and `jet`, `y`, `score` (n,)
     "Single observables, and boosted trees on all of them and on the whole profile"
     obs = jet_profile(store)

@@ -575,16 +575,16 @@ def sage_r2(
     k: int = 16,  # nearest neighbours of a node
     hidden: int = 64,  # features after each convolution
     layers: int = 3,  # convolutions
-    conv: Literal['sage', 'gat'] = 'sage',
+    conv: Literal['sage', 'gat'] = 'sage',  # layer
     edges: Literal['knn', 'radius'] = 'knn',  # the k nearest, or all within `radius`
-    radius: float = 0.1,  # in eta and phi, for edges='radius'
+    radius: float = 0.1,  # in eta and phi
     pool: Literal['mean', 'max', 'sum', 'attention'] = 'mean',  # of nodes
     plain: bool = False,  # PyG's own forward?
     bs: int = 32,  # jets a batch
 ):  # Learner
-    "GraphSAGE on the bright pixels of a jet, as R2 (its author: 100 epochs at a constant 1e-2)"
+    "GraphSAGE on the bright pixels of a jet, as R2 (its author: 100 epochs at 1e-2)"
     spec = GraphSpec('pixel', threshold, 'sum', features=('unit', 'values'), edges=edges, k=k, radius=radius)
-    make = dict(sage=SAGEConv, gat=GATConv)[conv]
+    make = SAGEConv if conv == 'sage' else GATConv
     widths = [2 + len(store.channels)] + [hidden] * layers
     convs = [make(i, o) for i, o in zip(widths, widths[1:])]
     net = GraphNet(convs, nn.Linear(hidden, 2), hidden, pool, plain)

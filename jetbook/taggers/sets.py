@@ -305,13 +305,13 @@ def neighbours(
 
 
 def _groups(mask, size):
-    "Jets of similar length together: their numbers, and the length of the longest"
+    "Jets of similar length together: their indices, and the length of the longest"
     last = (F.pad(mask, (1, 0)) * torch.arange(mask.shape[1] + 1, device=mask.device)).amax(1)
     return [(j, int(last[j].max())) for j in last.argsort().split(size)]
 
 
 def _nearest(z, mask, k, first):
-    "Numbers of the nearest cells (B, N, k) within each jet"
+    "Indices of the nearest cells (B, N, k) within each jet"
     n = z.shape[1]
     own = torch.arange(z.shape[1], device=z.device)[:, None]
     if z.shape[2] < 4:
@@ -547,7 +547,7 @@ class ProfileDL(GraphDL):
     def __init__(
         self,
         store: JetStore,  # N labelled jets
-        idx=None,  # numbers of the jets to draw from (n,); default: all
+        idx=None,  # indices of the jets to draw from (n,); default: all
         **kwargs,  # for `GraphDL`
     ):
         super().__init__(store, idx, **kwargs)
@@ -557,7 +557,7 @@ class ProfileDL(GraphDL):
 
     def make(
         self,
-        idx: np.ndarray,  # numbers of the jets, int64 (B,)
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
     ):  # (x, mask, u, y): u float32 (B, 2+P)
         "The cells and profiles of jets `idx`, and their classes"
         x, mask, u, y = super().make(idx)

@@ -1,0 +1,140 @@
+"Stores in memory: what is refused, every way to pick jets, images on any path, ragged rows"
+import copy
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fastcore.test import test_eq as eq, test_fail as fails
+
+from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore, MissingExtra, Ragged, StoreError, toy_jets
+from jetbook.data.store import _images_torch
+
+@pytest.fixture
+def tiny():
+    "Three jets of 10x10 pixels: two lit ECAL pixels, one HCAL tower, nothing"
+    return JetStore.from_entries(dict(ECAL=([0, 2, 2, 2], [7, 31], [.5, .25]), HCAL=([0, 0, 1, 1], [3], [1.])),
+                                 height=10, width=10, upsample=dict(HCAL=5), columns=dict(y=[0, 1, 1]))
+
+def same(a, b): np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+def test_errors_are_one_family():
+    for o in (DataError, StoreError, ConfigError, MissingExtra): assert issubclass(o, JetbookError)
+    e = JetbookError('a', 1, 2, 'b')
+    eq(str(e), 'a. Found: 1. Expected: 2. Do: b.')
+    eq(str(copy.copy(e)), str(e))
+    sent = pickle.loads(pickle.dumps(DataError('a', do='b'))) # as between processes
+    eq((type(sent), str(sent), sent.do), (DataError, 'a. Do: b.', 'b'))
+
+@pytest.mark.parametrize('wrong,why', [
+    (dict(entries=dict(a=([0, 1], [25], [1.]))), 'outside the image'), (dict(entries=dict(a=([0, 2], [3], [1.]))), 'does not divide'),
+    (dict(entries=dict(a=([0, 2, 1], [3], [1.]))), 'does not divide'), (dict(entries=dict(a=([0, 1], [3, 4], [1.]))), 'unequal'),
+    (dict(entries=dict(a=([0, 1], [3], [1.]), b=([0, 0, 0], [], []))), 'wrong length'), (dict(upsample=dict(a=2)), 'tile'),
+    (dict(columns=dict(y=[2])), 'other than 0 and 1'), (dict(columns=dict(signal=[-1])), 'other than 0 and 1'),
+    (dict(columns=dict(pt=[2, 3])), 'one number per jet'), (dict(columns=dict(pt=['a'])), 'not numeric'),
+    (dict(columns={'a/b':[1]}), 'cannot hold'), (dict(entries={}), 'channel'), (dict(height=500, width=500), '65,536')])
+def test_stores_that_are_refused(wrong, why):
+    fails(lambda: JetStore.from_entries(**{**dict(entries=dict(a=([0, 1], [3], [1.])), height=5, width=5), **wrong}), contains=why)
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+def test_images(tiny):
+    eq(len(tiny), 3)
+    eq(tiny.images([0]).flatten().nonzero()[:, 0].tolist(), [7, 31])
+    eq(tiny.images([1])[0, 1].sum().item(), 25.)
+    same(tiny.images([-1]), tiny.images([2]))
+    same(tiny.images(np.array([True, False, True])), tiny.images([0, 2]))
+    same(tiny.images(slice(1, None)), tiny.images([1, 2]))
+    same(tiny.images(torch.tensor([2, 0])), tiny.images([2, 0]))
+    same(tiny.images(), tiny.images([0, 1, 2]))
+    for bad, why in (([3], '0 to 2'), ([-4], '0 to 2'), ([.5], 'by index'), ([[0]], 'by index'), (np.array([True, False]), 'by index')):
+        fails(lambda: tiny.images(bad), contains=why)
+
+def test_buffers(tiny):
+    fails(lambda: tiny.images([0, 1], out=tiny.buffer(1)), contains='does not fit')
+    fails(lambda: tiny.images([0], out=toy_jets(2).buffer(1)), contains='does not fit')
+    buf = tiny.buffer(4)
+    tiny.images([0, 1], out=buf)
+    buf.tensor.fill_(9)
+    buf.dirty = True # as after an error half-way
+    same(tiny.images([0], out=buf), tiny.images([0]))
+
+def as_torch(store):
+    "`store` with entries as tensors, as on an accelerator"
+    return store._replace(entries={k:(torch.tensor(o), torch.tensor(p.astype(np.int32)), torch.tensor(v)) for k, (o, p, v) in store.entries.items()})
+
+def test_torch_gives_the_same(tiny):
+    toy = toy_jets()
+    same(_images_torch(as_torch(tiny), torch.tensor([1, 2, 0, 1])), tiny.images([1, 2, 0, 1]))
+    same(_images_torch(as_torch(toy), torch.tensor([5, 9])), toy.images([5, 9]))
+    for a, b in zip(as_torch(toy)._pick(np.array([5, 9])).entries['HCAL'], toy.select([5, 9]).entries['HCAL']): np.testing.assert_array_equal(a.numpy(), b)
+
+def test_kernels_compile_once_from_many_threads():
+    "Four threads make the first images of a fresh process"
+    code = '''
+from concurrent.futures import ThreadPoolExecutor
+from jetbook.data.store import toy_jets
+s = toy_jets(16)
+with ThreadPoolExecutor(4) as pool: x = list(pool.map(lambda i: s.images([i]), range(16)))
+assert all((a == s.images([i])).all() for i, a in enumerate(x)) and s.clouds().offsets[-1] > 0
+print('same')'''
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.stdout.strip()=='same', r.stderr
+
+# --- picking ----------------------------------------------------------------------------------------------------------
+
+def test_select(tiny):
+    same(tiny.select([2, 1]).images(), tiny.images([2, 1]))
+    eq(tiny.select([2, 1], channels='HCAL').images().sum((1, 2, 3)).tolist(), [0., 25.])
+    assert tiny.select(channels=['ECAL']).entries['ECAL'][1] is tiny.entries['ECAL'][1] # nothing is copied
+    fails(lambda: tiny.select(channels='Ecal'), contains='some of ECAL, HCAL')
+    eq(tiny[1]['y'], 1)
+    eq(len(tiny[1:]), 2)
+    fails(lambda: tiny[3], contains='No jet')
+
+# --- clouds -----------------------------------------------------------------------------------------------------------
+
+def test_clouds(tiny):
+    c = tiny.clouds([1, 0])
+    for k, want in dict(row=[7, 0, 3], col=[7, 7, 1], channel=[1, 0, 0], value=[1, .5, .25], offsets=[0, 1, 3]).items():
+        np.testing.assert_array_equal(getattr(c, k), want)
+    eq(len(tiny.clouds([]).row), 0)
+
+def test_clouds_hold_all_of_the_intensity():
+    toy = toy_jets()
+    c = toy.clouds()
+    x = toy.images().double()
+    for ch, name in enumerate(toy.channels):
+        got = c.value[c.channel==ch].sum(dtype=np.float64)*toy.upsample[name]**2
+        np.testing.assert_allclose(got, x[:, ch].sum().item(), rtol=1e-12)
+
+def test_ragged():
+    two = Ragged([0, 2, 2, 3], dict(cell=.1), pt=np.array([5., 3., 4.]))
+    eq((len(two), two.cell), (3, .1))
+    same(two.counts, np.array([2, 0, 1]))
+    same(two.jet, np.array([0, 0, 2]))
+    same(two.sum(two.pt), np.array([8., 0., 4.]))
+    same(two.select([2, 0, 2]).pt, np.array([4., 5., 3., 4.]))
+    same(two.keep(two.pt>3.5).counts, np.array([1, 0, 1]))
+    same(two.replace(pt=2*two.pt).pt, 2*two.pt)
+    eq(two.select([]).counts.tolist(), [])
+    fails(lambda: Ragged([0, 2], pt=np.zeros(3)), contains='pt does not fit the offsets')
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+def test_reprs(tiny):
+    assert '5x5 towers' in repr(tiny) and 'smaller than dense float32 by a factor of' in repr(tiny)
+    assert '<table' in tiny._repr_html_()
+    eq(tiny.summary().loc['HCAL', 'lit_pixels_per_jet'], 25/3)
+    assert '<b>' not in tiny._replace(source='<b>')._repr_html_().split('<table')[0]
+
+def test_toy_jets():
+    same(toy_jets(8).images(), toy_jets(8).images())
+    assert not torch.equal(toy_jets(8).images(), toy_jets(8, seed=1).images())
+    eq(len(toy_jets(0)), 0)
+    eq(tuple(toy_jets(9, 'wqcd').images().shape), (9, 1, 25, 25))
+    fails(lambda: toy_jets(kind='x'), contains='wqcd')
