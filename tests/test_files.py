@@ -308,5 +308,8 @@ def test_looking_into_a_store_compiles_nothing(store_file):
     assert imported(code) <= {'pandas', 'pyarrow'}  # `info` makes a table; pandas may look for pyarrow
 
 def test_packing_needs_no_torch(cms):
-    code = f'from jetbook.data.files import pack; pack({str(cms)!r}, {str(cms.with_name("a.jets.h5"))!r}, progress=False)'
+    code = f"""from jetbook.data.files import pack, verify
+s = pack({str(cms)!r}, {str(cms.with_name('a.jets.h5'))!r}, progress=False)
+assert verify(s, {str(cms)!r}, progress=False)['identical']
+s.to_dense({str(cms.with_name('b.h5'))!r})"""
     assert imported(code) <= {'numba', 'pyarrow'}   # numba imports the extensions of other packages: awkward's imports pyarrow

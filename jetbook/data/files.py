@@ -1121,6 +1121,7 @@ def to_dense(
 ):  # Path
     "Write dense HDF5: `X_jets` (N,H,W,C), `m0`, `pt`, `y` as CMS does, or `image` (N,25,25) as LAGAN does"
     lay = LAYOUTS[self.layout]
+    store = self.to('cpu')
     idx = self.indices(idx)
     one = self.layout == 'lagan'  # a single channel, without an axis of its own
     shape = (len(idx), self.height, self.width) + (() if one else (len(self.channels),))
@@ -1128,7 +1129,7 @@ def to_dense(
     with new_h5(path) as f:
         d = f.create_dataset(lay.image or 'X_jets', shape, np.float32, chunks=chunks, compression=compression)
         for lo in _progress(progress, iterable=range(0, len(idx), 256), desc='to_dense'):
-            x = self.images(idx[lo : lo + 256], out=buf).numpy()
+            x = buf.paint(store, idx[lo : lo + 256])
             d[lo : lo + len(x)] = x[:, 0] if one else x.transpose(0, 2, 3, 1)
         for k, v in self.columns.items():
             f.create_dataset(k, data=v[idx])
