@@ -262,7 +262,7 @@ def look(s):
     for o,p,v in s.entries.values(): assert o[-1]==len(p)==len(v) and (np.diff(o)>=0).all()
 
 def flip(path, seed, n):
-    "Read `n` spoilt copies of `path`; how many were read and refused"
+    "Read `n` corrupted copies of `path`; how many were read and refused"
     raw,rng,seen = path.read_bytes(),np.random.default_rng(seed),Counter()
     bad = path.with_name('flip'+''.join(path.suffixes))
     for k in range(n):

@@ -242,17 +242,17 @@ def ae_kernel(
 
 # %% ../../nbs/06b_reconstruction.ipynb #3b2a77fb
 class DenseVAE(VAE):
-    "Variational autoencoder of small images, of fully connected layers, with one learnt width of the pixels' noise"
+    "Variational autoencoder of small images, of fully connected layers, with one learned width of the pixels' noise"
 
     def __init__(
         self,
-        latent: int = 16,  # latent numbers
+        latent: int = 16,  # latent dimensions
         hidden: int = 200,  # numbers in the other layers
         side: int = 25,  # height and width of the images in pixels
     ):
         nn.Module.__init__(self)
         if latent < 1:
-            raise ConfigError('A VAE needs a latent number', found=latent)
+            raise ConfigError('A VAE needs a latent dimension', found=latent)
         self.side = side
         act = nn.LeakyReLU
         self.encoder = nn.Sequential(
@@ -278,9 +278,9 @@ class DenseVAE(VAE):
 
     def decode(
         self,
-        z: Tensor,  # latent numbers (B, latent)
+        z: Tensor,  # latent dimensions (B, latent)
     ):  # images (B, 1, side, side)
-        "Images from latent numbers"
+        "Images from latent dimensions"
         return self.decoder(z).unflatten(1, (1, self.side, self.side))
 
     def nll(
@@ -297,7 +297,7 @@ def dense_vae(
     store: JetStore,  # the jets: one channel, square images, as `towers` gives them
     split: Split = None,  # which to train on; default: `split(store)`
     *,
-    latent: int = 16,  # latent numbers
+    latent: int = 16,  # latent dimensions
     hidden: int = 200,  # numbers in the other layers
     power: float = 0.5,  # pixels are raised to it
     warmup: float = 0.3,  # part of the training in which the KL's weight rises from 0
@@ -318,7 +318,7 @@ class VAEScore(TrainedDetector):
     def __init__(
         self,
         use: Literal['kl', 'reconstruction', 'elbo'] = 'kl',  # length of the message; what is missed; both
-        latent: int = 16,  # latent numbers
+        latent: int = 16,  # latent dimensions
         power: float = 0.5,  # pixels are raised to it
         epochs: int = 30,  # of training
         random_state: int = 0,  # seed of the training
@@ -372,7 +372,7 @@ class DirichletVAE(VAE):
 
     def weights(
         self,
-        u: Tensor,  # latent numbers (B, R)
+        u: Tensor,  # latent dimensions (B, R)
     ):  # (B, R), rows sum to 1
         "How much of each template is in the jet"
         return (self.prior_mean + self.prior_var.sqrt() * u).softmax(1)
@@ -413,9 +413,9 @@ def templates(self: DirichletVAE):  # (R, side, side), each sums to 1
 @patch
 def decode(
     self: DirichletVAE,
-    u: Tensor,  # latent numbers (B, R)
+    u: Tensor,  # latent dimensions (B, R)
 ):  # images (B, 1, side, side) that sum to 100
-    "Images from latent numbers"
+    "Images from latent dimensions"
     return 100 * self.log_shares(self.weights(u)).exp().unflatten(1, (1, self.side, self.side))
 
 
