@@ -162,8 +162,8 @@ def in_short(book):
             if (t := o.get('data', {}).get('text/markdown', '')).startswith('| what |'): return t
     raise SystemExit('docs/pages: nbs/index.ipynb has no table of results')
 
-CURVES = """```{picture} studies/taggers#the-comparison
-Quark/gluon taggers on jets they have not seen: of how many gluon jets one is kept, for the share of quark jets kept.
+CURVES = """```{picture} studies/taggers#curves
+Quark/gluon taggers on jets they have not seen: gluon rejection against quark efficiency.
 ```
 
 ```{picture} studies/bytes_error#the-shipped-w-and-qcd-jets
@@ -171,7 +171,7 @@ Bytes of a QCD jet against the error of its mass, of its momentum and of its pix
 ```
 
 ```{picture} studies/anomaly_search#what-each-method-reaches
-How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. CWoLa is told of a mixture, the first line the labels, the others learn
+How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. The first row is a supervised classifier; CWoLa is given a mixture; the others learn
 from background alone.
 ```"""
 

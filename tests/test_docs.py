@@ -157,7 +157,8 @@ def test_each_benchmark_has_a_page_with_its_command(tmp_path):
     assert [b for b,_ in res]==[f'b{i+1}' for i in range(len(res))] and len(res) > 7
     for b,title in res:
         text = (tmp_path/'results'/f'{b}.md').read_text()
-        assert text.startswith(f'# {title}\n') and f"make bench ARGS='--only {b}'" in text and re.search(rf'{b}_\w+\.py', text), b
+        assert text.startswith(f'# {title}\n') and pages._command(b) in text, b
+        assert (ROOT/'nbs'/'studies'/f'{pages._study(b)}.ipynb').exists() if pages._study(b) else re.search(rf'{b}_\w+\.py', text), b
     assert '[02 A](../a.ipynb)' in (tmp_path/'results'/'b2.md').read_text() and '../a.ipynb' not in (tmp_path/'results'/'b3.md').read_text()
 
 def test_a_picture_that_is_not_there_is_an_error(tmp_path):
