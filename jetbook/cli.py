@@ -117,7 +117,7 @@ def _as_options(text, verb):
 
 
 def _explain(e, verb=None):
-    "The lines of an error: what, found, expected, do"
+    "The lines of an error message: what is wrong, what was found, what was expected, what to do"
     if not hasattr(e, 'what'):
         return [str(e) or type(e).__name__]
     parts = [(k, getattr(e, k)) for k in ('found', 'expected', 'do')]
@@ -315,7 +315,7 @@ def _verify(a):
     arg(
         '--negative',
         choices=('raise', 'zero', 'keep'),
-        help='what to do with negative pixels; default: raise, but keep in signed channels',
+        help='what to do with negative pixels; default: keep in signed channels, else raise',
     ),
     arg('--float16', action='store_true', help='round values to half precision'),
     _OVERWRITE,
@@ -347,7 +347,7 @@ def _pack(a):
     ),
     arg('-n', type=int, required=True, metavar='N', help='number of jets, half of each class'),
     arg('--seed', type=int, default=0, help='the same seed gives the same jets (default: 0)'),
-    arg('--workers', type=int, metavar='W', help='processes; default: one a processor'),
+    arg('--workers', type=int, metavar='W', help='worker processes; default: one per CPU core'),
     _STORE,
     _OVERWRITE,
     example='  jetbook simulate qg -n 10000 --seed 1 -o qg.jets.h5\n\n'
@@ -382,7 +382,7 @@ def _sample(a):
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FILE', help='the HDF5 file to write'),
     arg('-n', type=int, metavar='N', help='the first N jets; default: all'),
-    arg('--gzip', action='store_true', help='compress (a jet of 125x125x3 takes 187.5 kB without)'),
+    arg('--gzip', action='store_true', help='compress (uncompressed, a jet of 125x125x3 takes 187.5 kB)'),
     _OVERWRITE,
     example='  jetbook export-dense sample:qg -n 1000 -o jets.hdf5',
 )
@@ -428,7 +428,9 @@ def _recipes(a):
     _print_catalogue(a, recipes(), 'recipe', ['task', 'reference', 'about'])
 
 # %% ../nbs/10_cli.ipynb #ad6487d7
-_SET = arg('--set', action='append', default=[], metavar='NAME=VALUE', help='a setting; may be given again')
+_SET = arg(
+    '--set', action='append', default=[], metavar='NAME=VALUE', help='a setting of the recipe; repeatable'
+)
 
 
 def _lr(text):
@@ -443,10 +445,10 @@ def _lr(text):
     arg('--epochs', type=int, help="default: the recipe's"),
     arg('--lr', type=_lr, help="largest learning rate, or 'find'; default: the recipe's"),
     arg('--schedule', help="one_cycle, cosine, flat or flat_cosine; default: the recipe's"),
-    arg('--seed', type=int, default=0, help='of weights and order of the jets (default: 0)'),
-    arg('--split-seed', type=int, default=0, help='of the split (default: 0)'),
-    arg('--valid', type=float, default=0.15, help='fraction to choose models by (default: 0.15)'),
-    arg('--test', type=float, default=0.15, help='fraction to report on (default: 0.15)'),
+    arg('--seed', type=int, default=0, help='random seed of weights and jet order (default: 0)'),
+    arg('--split-seed', type=int, default=0, help='random seed of the split (default: 0)'),
+    arg('--valid', type=float, default=0.15, help='fraction of jets for validation (default: 0.15)'),
+    arg('--test', type=float, default=0.15, help='fraction of jets for testing (default: 0.15)'),
     arg('--n-train', type=int, metavar='N', help='train on N jets only'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
     _SET,
@@ -617,14 +619,17 @@ def _compare_recipes(a):
         'runs', metavar='RUN', nargs='+', help='run folders; with --recipes: the jets, a store or sample:NAME'
     ),
     arg('--recipes', metavar='A,B,…', help='train these classifiers on the same jets, and score them'),
-    arg('-o', '--output', metavar='FOLDER', help='with --recipes: for the runs; finished ones are kept'),
-    arg('--seeds', type=int, default=3, metavar='N', help='with --recipes: trainings of each (default: 3)'),
+    arg(
+        '-o',
+        '--output',
+        metavar='FOLDER',
+        help='with --recipes: folder of the runs; finished ones are reused',
+    ),
+    arg('--seeds', type=int, default=3, metavar='N', help='with --recipes: seeds per recipe (default: 3)'),
     arg('--epochs', type=int, help="with --recipes; default: each recipe's own"),
     arg('--n-train', type=int, metavar='N', help='with --recipes: train on N jets only'),
-    arg(
-        '--valid', type=float, default=0.1, help='with --recipes: fraction to choose models by (default: 0.1)'
-    ),
-    arg('--test', type=float, default=0.4, help='with --recipes: fraction to report on (default: 0.4)'),
+    arg('--valid', type=float, default=0.1, help='with --recipes: fraction for validation (default: 0.1)'),
+    arg('--test', type=float, default=0.4, help='with --recipes: fraction for testing (default: 0.4)'),
     arg('--part', default='test', help='part to report on (default: test)'),
     arg('--plot', metavar='PNG', help='also draw ROC curves (classifiers) or losses'),
     _JSON,
@@ -707,10 +712,10 @@ def _detectors(a):
     arg('-o', '--output', required=True, metavar='FOLDER', help='where the fitted detector is kept'),
     arg('--background', metavar='CLASS', help='the background class, by name or number (default: all jets)'),
     arg('--mixture', metavar='DATA', help='unlabelled jets with anomalies among them, for cwola'),
-    arg('--seed', type=int, default=0, help='of the fit (default: 0)'),
+    arg('--seed', type=int, default=0, help='random seed of the fit (default: 0)'),
     _SET,
     example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\n'
-    '10% of the background are kept aside for the p-values. Run it again to resume a fit that was stopped.',
+    '10% of the background is held out for the p-values. Run it again to resume a fit that was stopped.',
 )
 def _fit(a):
     "Fit an anomaly detector to background jets"
@@ -767,14 +772,18 @@ def _scan(a):
     'look for anomalies',
     arg('data', metavar='DATA', help='a packed store with labels, or sample:NAME'),
     arg(
-        '-o', '--output', required=True, metavar='FOLDER', help='for fits and scores; finished ones are kept'
+        '-o',
+        '--output',
+        required=True,
+        metavar='FOLDER',
+        help='folder of fits and scores; finished ones are reused',
     ),
     arg('--background', required=True, metavar='CLASS', help='the background class, by name or number'),
     arg('--methods', metavar='A,B,…', help='names of detectors (default: all)'),
-    arg('--seeds', type=int, default=3, metavar='N', help='fits of each (default: 3)'),
+    arg('--seeds', type=int, default=3, metavar='N', help='fits per method (default: 3)'),
     arg('--part', default='test', choices=('test', 'valid'), help='part to report on (default: test)'),
     arg('--n-train', type=int, default=4800, metavar='N', help='background jets to fit to (default: 4800)'),
-    arg('--plot', metavar='PNG', help='also draw the significance improvement of cuts'),
+    arg('--plot', metavar='PNG', help='also plot the significance improvement of cuts'),
     _JSON,
     example='  jetbook search sample:wqcd --background QCD -o runs/search\n'
     '  jetbook search sample:wqcd --background W -o runs/back --methods surrogates,nae --seeds 1',
@@ -799,11 +808,11 @@ def _search(a):
 # %% ../nbs/10_cli.ipynb #5247d05b
 @verb(
     'all at once',
-    arg('-o', '--output', default='demo', metavar='FOLDER', help='for everything it writes (default: demo)'),
+    arg('-o', '--output', default='demo', metavar='FOLDER', help='folder for all output (default: demo)'),
     arg('--jets', type=int, default=4000, metavar='N', help='jets to use (default: 4000)'),
-    arg('--epochs', type=int, default=6, help='of each training (default: 6)'),
-    arg('--lr', type=float, default=3e-3, help='peak of the learning rate (default: 0.003)'),
-    arg('--seed', type=int, default=0, help='of the trainings (default: 0)'),
+    arg('--epochs', type=int, default=6, help='epochs per training (default: 6)'),
+    arg('--lr', type=float, default=3e-3, help='peak learning rate (default: 0.003)'),
+    arg('--seed', type=int, default=0, help='random seed of the trainings (default: 0)'),
     example='  jetbook demo -o demo\n  jetbook demo -o quick --jets 400 --epochs 1',
 )
 def _demo(a):
