@@ -46,7 +46,7 @@ def weighted_mse(
     target: Tensor,  # (B,C,H,W) truth, scaled to [0,1]
     weight: float = 100.0,  # weight of a bright pixel; any other pixel has weight 1
     threshold: float = 0.01,  # a target pixel above it is bright
-    reduction: str = 'mean',  # 'mean' over the whole batch, as R1; 'none': a number a jet (B,); 'sum'
+    reduction: str = 'mean',  # 'mean' over the whole batch, as R1; 'none': one number per jet (B,); 'sum'
 ) -> Tensor:  # scalar, or (B,)
     "Mean squared error with bright target pixels weighted up, divided by the mean weight"
     check_pair(pred, target)
@@ -64,7 +64,7 @@ class WeightedMSE(nn.Module):
         self,
         weight: float = 100.0,  # weight of a bright pixel
         threshold: float = 0.01,  # a target pixel above it is bright
-        reduction: str = 'mean',  # 'mean', 'sum', or 'none' for one number a jet
+        reduction: str = 'mean',  # 'mean', 'sum', or 'none' for one number per jet
     ):
         super().__init__()
         self.weight = weight
@@ -89,7 +89,7 @@ class KLDivergence(nn.Module):
 
     def __init__(
         self,
-        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number a jet
+        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number per jet
     ):
         super().__init__()
         self.reduction = reduction
@@ -106,7 +106,7 @@ class GaussianNLL(nn.Module):
         self,
         sigma: float | None = None,  # pixel noise, in the image's unit; None: RMS error of the batch
         per: str = 'jet',  # nats per 'jet' (sum over pixels) or per 'pixel' (mean)
-        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number a jet
+        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number per jet
         min_sigma: float = 1e-4,  # floor of the width, in the image's unit
     ):
         super().__init__()
@@ -135,7 +135,7 @@ class BCEReconstruction(nn.Module):
         self,
         logits: bool = False,  # the network's output is before the sigmoid: stable, and safe in mixed precision
         per: str = 'jet',  # nats per 'jet' (sum over pixels) or per 'pixel' (mean)
-        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number a jet
+        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number per jet
     ):
         super().__init__()
         self.logits = logits
@@ -213,7 +213,7 @@ class ObservableLoss(nn.Module):
         mass: float = 0.1,  # weight of the relative error of the mass
         eta_axis: str = 'row',  # eta runs along the 'row' index or along 'col'
         min_mass: float = 0.01,  # mass residuals are relative to at least this fraction of pT
-        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number a jet
+        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number per jet
     ):
         super().__init__()
         self.cell = cell
@@ -227,7 +227,7 @@ class ObservableLoss(nn.Module):
         pred: Tensor,  # (B,C,H,W) reconstructed pixel pT
         target: Tensor,  # (B,C,H,W) true pixel pT, in the same unit
     ) -> dict:  # 'pixel', 'pt', 'mass': (B,) each, unweighted
-        "The three parts, one number a jet"
+        "The three parts, one number per jet"
         check_pair(pred, target)
         (pt, m), (pt0, m0) = (image_pt_mass(v, self.cell, self.eta_axis) for v in (pred, target))
         some = pt0 > 0  # an empty jet has no residual
@@ -253,7 +253,7 @@ class KernelMSE(nn.Module):
         self,
         sigma: float = 2.0,  # width of the kernel, in pixels
         kernel: str = 'gaussian',  # 'gaussian' or 'exponential'
-        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number a jet
+        reduction: str = 'mean',  # over the batch: 'mean', 'sum', or 'none' for one number per jet
     ):
         super().__init__()
         if kernel not in ('gaussian', 'exponential'):

@@ -20,7 +20,7 @@ from .losses import check_pair, image_pt_mass
 def channel_mse(
     pred: Tensor,  # (B,C,H,W) reconstruction
     target: Tensor,  # (B,C,H,W) truth
-    reduction: str = 'mean',  # 'mean': over the jets; 'none': one number a jet and channel
+    reduction: str = 'mean',  # 'mean': over the jets; 'none': one number per jet and channel
 ) -> Tensor:  # (C,), or (B,C)
     "Mean squared error of each channel, in the square of the image's unit"
     check_pair(pred, target)

@@ -62,7 +62,7 @@ def test_bad_pixels(dense_file, value, word, chunks):
     def _fn(f):
         x = f['X_jets'][:]; x[17,3,4,1] = value
         replace('X_jets', x, chunks=chunks)(f)
-    refused(packs(edit(dense_file, _fn)), word, 'ECAL', 'jet 17', 'Do: mend the file')
+    refused(packs(edit(dense_file, _fn)), word, 'ECAL', 'jet 17', 'Do: correct the file')
     if word=='infinite': refused(packs(edit(dense_file, _fn), negative='keep'), word)
 
 @pytest.mark.parametrize('value', [2, -1, .5, 255])

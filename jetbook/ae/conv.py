@@ -95,7 +95,7 @@ def conv_ae(
     threshold: float = 0.01,  # scaled pixels above it are bright
     start: float = 0.5,  # pixels of the untrained network: about 1/2 as in R1; 0.05 trains better
     precision: Literal['fp32', 'bf16'] = 'fp32',  # of the convolutions
-    bs: int = 128,  # jets a batch
+    bs: int = 128,  # jets per batch
 ):  # Learner
     "Convolutional autoencoder with weighted MSE, as R1"
     dls = jet_dls(store, split, task='reconstruct', channels=channels, tfms=[MinMax()], bs=bs)

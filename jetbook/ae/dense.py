@@ -84,7 +84,7 @@ def dense_ae(
     bottleneck: Literal[625, 200, 100] = 200,  # latent dimensions; 625: R6's net that does not narrow
     only: int | None = 0,  # train on this class alone; None: on both
     wd: float = 1e-6,  # weight decay
-    bs: int = 256,  # jets a batch
+    bs: int = 256,  # jets per batch
 ):  # Learner
     "Dense autoencoder of 25x25 images trained on background, as R6"
     dls = _dls(store, split, only, bs)
@@ -146,7 +146,7 @@ def mass_pt_errors(
 # %% ../../nbs/02a_dense_ae.ipynb #6e76106b
 def error_table(
     frames: dict,  # name of a model -> table from `in_out`
-):  # pandas.DataFrame of text, one row a model
+):  # pandas.DataFrame of text, one row per model
     "2 sigma (%) of mass and pT by class, with intervals, and the mean squared error on background"
     rows = {}
     for name, df in frames.items():
@@ -242,7 +242,7 @@ def cell_ae(
     bottleneck: int = 200,  # latent dimensions, a multiple of 25
     width: int = 64,  # channels between
     only: int | None = 0,  # train on this class alone; None: on both
-    bs: int = 64,  # jets a batch
+    bs: int = 64,  # jets per batch
 ):  # Learner
     "Convolutional autoencoder of 25x25 images, the one R6 asked for"
     dls = _dls(store, split, only, bs)
@@ -353,7 +353,7 @@ def unrolled_ae(
     steps: int = 12,  # unrolled steps of the decoder
     momentum: bool = True,  # keep the four-momentum exactly, in four of them
     only: int | None = 0,  # train on this class alone; None: on both
-    bs: int = 64,  # jets a batch
+    bs: int = 64,  # jets per batch
 ):  # Learner
     "Autoencoder that knows images are positive and sparse: linear code, unrolled decoder, exact four-momentum"
     dls = _dls(store, split, only, bs)

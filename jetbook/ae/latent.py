@@ -183,7 +183,7 @@ def wasserstein(
 def sample_table(
     store: JetStore,  # jets
     idx=None,  # indices of the jets (N,); default: all
-):  # pandas.DataFrame, one row a jet; pt and mass in the unit of the pixels
+):  # pandas.DataFrame, one row per jet; pt and mass in the unit of the pixels
     "Momentum, mass and shape of jets, in time that grows with the number of lit pixels"
     p = particles(store, idx)
     shapes = (jet_pt, jet_mass, multiplicity, girth, ptd, leading_share)
@@ -198,7 +198,7 @@ def judge_samples(
     real,  # real jets that no training saw: a JetStore, or its `sample_table`
     samples: dict,  # name -> drawn jets, likewise
     n_boot: int = 100,  # bootstrap replicates
-):  # pandas.DataFrame of `Estimate`s: a row an observable, a column a sample
+):  # pandas.DataFrame of `Estimate`s: one row per observable, one column per sample
     "Wasserstein distances of the observables of drawn jets from those of real ones"
 
     def _table(s):

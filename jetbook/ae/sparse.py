@@ -151,7 +151,7 @@ class PatchEncoder(nn.Module):
     def __init__(
         self,
         grid: PatchGrid,  # how images are cut
-        code: int = 64,  # latent dimensions a patch
+        code: int = 64,  # latent dimensions per patch
         width: int = 256,  # of the hidden layers
         depth: int = 1,  # residual blocks
     ):
@@ -183,7 +183,7 @@ class PatchDecoder(nn.Module):
     def __init__(
         self,
         grid: PatchGrid,  # how images are cut
-        code: int = 64,  # latent dimensions a patch
+        code: int = 64,  # latent dimensions per patch
         width: int = 256,  # of the hidden layers
         depth: int = 1,  # residual blocks
     ):
@@ -223,7 +223,7 @@ class Sketch(nn.Module):
     def __init__(
         self,
         grid: PatchGrid,  # how images are cut
-        code: int = 64,  # latent dimensions a patch
+        code: int = 64,  # latent dimensions per patch
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(code, 2 * grid.n) / code**0.5)
@@ -284,7 +284,7 @@ class UnrolledDecoder(nn.Module):
 
 # %% ../../nbs/02b_sparse_ae.ipynb #b01b976b
 class HurdleLoss(nn.Module):
-    "`hurdle_nll` of the patches a network decoded, in nats a jet; the width of each channel is the batch's best"
+    "`hurdle_nll` of decoded patches, in nats per jet; the width of each channel is fitted to the batch"
 
     def __init__(
         self,
@@ -330,7 +330,7 @@ class SparseAE(nn.Module):
         side: int = 125,  # height and width of the images in pixels
         up: tuple = (1, 1, 5),  # side of a tower in pixels, for each channel
         cells: int = 8,  # patches along a side
-        code: int = 64,  # latent dimensions a patch
+        code: int = 64,  # latent dimensions per patch
         width: int = 256,  # of the hidden layers
         depth: int = 1,  # residual blocks
         steps: int = 6,  # corrections of the decoder; 0: perceptrons both ways
@@ -382,12 +382,12 @@ def sparse_ae(
     *,
     channels: list | None = None,  # names of the channels; default: all in one model
     cells: int = 8,  # patches along a side
-    code: int = 64,  # latent dimensions a patch
+    code: int = 64,  # latent dimensions per patch
     width: int = 256,  # of the hidden layers
     depth: int = 1,  # residual blocks
     steps: int = 6,  # corrections of the decoder; 0: perceptrons both ways
     augment: bool = True,  # mirror and shift the training jets at random
-    bs: int = 32,  # jets a batch
+    bs: int = 32,  # jets per batch
 ):  # Learner
     "Sparse autoencoder: compressed sensing of patches at each channel's native grid, hurdle likelihood"
     tfms = [*(_augmentation(store) if augment else []), MinMax()]

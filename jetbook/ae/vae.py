@@ -101,7 +101,7 @@ class ELBO(nn.Module):
         self,
         pred: tuple,  # as in `reconstruction`
         target: Tensor = None,  # not looked at
-    ):  # scalar, nats a jet
+    ):  # scalar, nats per jet
         "The KL, all of it"
         return KLDivergence()(pred[1], pred[2])
 
@@ -259,7 +259,7 @@ def active_units(
 def vae_metrics(
     learn: Learner,  # a trained VAE with an `ELBO`
     dl,  # loader of jets
-):  # metrics (dict of floats), arrays of one value a jet (dict of (N,))
+):  # metrics (dict of floats), arrays of one value per jet (dict of (N,))
     "Reconstruction metrics, both parts of the loss for a draw from each cloud, and active units"
     metrics, arrays = reconstruction_errors(learn, dl)
     model = learn.model.eval()
@@ -309,7 +309,7 @@ def vae(
     free_bits: float = 0.0,  # nats a latent dimension that are free
     precision: Literal['fp32', 'bf16'] = 'fp32',  # of the matrix products
     channels: list | None = None,  # names; default: all
-    bs: int = 128,  # jets a batch
+    bs: int = 128,  # jets per batch
 ):  # Learner
     "Convolutional variational autoencoder, as R3 but for its scaling of the images"
     side = -(-store.width // 16) * 16
@@ -536,7 +536,7 @@ def nll(
     self: SparseVAE,
     pred: tuple,  # from `predict`
     target: Tensor,  # images (B, C, side, side), as `SqrtLog` gives them
-):  # scalar, nats a jet
+):  # scalar, nats per jet
     "Minus the log-likelihood: coins, values of lit pixels, root sums of rings"
     o = Hurdle(*pred[3:])
     p = self.grid.cut(target)
@@ -631,7 +631,7 @@ def sparse_vae(
     flip: bool = True,  # mirror jets at random?
     precision: Literal['fp32', 'bf16'] = 'fp32',  # of the matrix products
     channels: list | None = None,  # names; default: all
-    bs: int = 64,  # jets a batch
+    bs: int = 64,  # jets per batch
 ):  # Learner
     "Sparse VAE: coins, values and ring sums at each channel's own granularity, in physical units"
     seen = store.to('cpu').select(split.train, channels)
@@ -647,7 +647,7 @@ def latents(
     learn,  # a trained VAE: a Learner or a Run
     store: JetStore,  # jets
     idx=None,  # indices of the jets (N,); default: all
-    bs: int = 256,  # jets a batch
+    bs: int = 256,  # jets per batch
 ):  # mean and logarithm of the variance of each jet's cloud: float32 (N, L) each, in main memory
     "Where a VAE puts jets"
     learn = as_learner(learn)
@@ -705,7 +705,7 @@ def latent_map(
     colours=None,  # columns to colour by; default: label, pT and mass
     methods: tuple = ('pca', 'tsne'),  # rows of the figure
     seed: int = 0,  # of t-SNE
-):  # matplotlib figure, a row a method and a column a colour
+):  # matplotlib figure, one row per method and one column per colour
     "Posterior means in two dimensions, by principal components and t-SNE [van der Maaten & Hinton 2008]"
     import matplotlib.pyplot as plt
 

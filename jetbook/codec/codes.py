@@ -247,7 +247,7 @@ def sparse_bytes(
     how: str = 'zlib',  # 'zlib' or 'zstd'
     each: bool = False,  # compress each jet by itself, so that one can be read without the others
     wide: bool = False,  # see `pack_gaps`
-):  # float, bytes a jet
+):  # float, bytes per jet
     "Size of the sparse code"
     compress = compressor(how)
     o = lv.offsets
@@ -259,7 +259,7 @@ def sparse_bytes(
 # %% ../../nbs/02c_codes.ipynb #2107b274
 def plain_sizes(
     store: JetStore,  # N jets
-):  # dict, bytes a jet, without the columns
+):  # dict, bytes per jet, without the columns
     "What lossless storage takes: packed, packed and compressed, dense in HDF5 with gzip"
     s = store.to('cpu')._replace(columns={})
     n = max(len(store), 1)
@@ -783,7 +783,7 @@ def all_bits(
     self: PixelCode,
     x: Tensor,  # images (B, 1, H, W)
     step: float,  # of the quantiser
-    n_mask: int = None,  # estimate the positions from this many pixels a jet
+    n_mask: int = None,  # estimate the positions from this many pixels per jet
     n_level: int = None,  # estimate the levels from this many
 ):  # (positions (B,), levels (B,), rounded values (B, G))
     "Bits a jet, of all pixels or estimated from some"
@@ -801,7 +801,7 @@ def all_bits(
 def forward(
     self: PixelCode,
     x: Tensor,  # images (B, 1, H, W)
-):  # (bits a jet (B,), rounded images (B, 1, H, W))
+):  # (bits per jet (B,), rounded images (B, 1, H, W))
     "In training: estimated, at a random step"
     args = (self.step,)
     if self.training:
@@ -813,7 +813,7 @@ def forward(
 
 # %% ../../nbs/02c_codes.ipynb #f5f05e16
 def bytes_a_jet(
-    pred: tuple,  # (bits a jet (B,), rounded images)
+    pred: tuple,  # (bits per jet (B,), rounded images)
     *_,  # the images; not needed
 ):  # scalar
     "The loss of a code"
@@ -880,7 +880,7 @@ def pixel_code(
     step: float = 0.25,  # of validation
     steps: list = (0.01, 4.0),  # smallest and largest step to serve, GeV^gamma
     hidden: int = 64,  # width of the networks
-    bs: int = 128,  # jets a batch
+    bs: int = 128,  # jets per batch
 ):  # Learner
     "Learned code: probabilities of lit pixels and of their levels, for an entropy coder"
     store = store if channels is None else store.select(channels=channels)

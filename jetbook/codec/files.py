@@ -930,7 +930,7 @@ def curve(
 # %% ../../nbs/02d_codec.ipynb #dd80e234
 def savings(
     df: pd.DataFrame,  # from `curve`
-):  # pandas.DataFrame, one row a class and step
+):  # pandas.DataFrame, one row per class and step
     "What the learned code saves, at equal error"
     rows = []
     for _, l in df[df.kind == 'learned'].iterrows():

@@ -80,7 +80,7 @@ def _from_images(x, idx, channels, cell, threshold):
 # %% ../../nbs/00d_observables.ipynb #f1c27e0a
 def delta_r(
     p: Ragged,  # constituents of N jets
-    eta: np.ndarray = 0.0,  # eta of a point: one value, or one a jet (N,)
+    eta: np.ndarray = 0.0,  # eta of a point: one value, or one per jet (N,)
     phi: np.ndarray = 0.0,  # phi of the point [rad]
 ):  # float64 (n,)
     "Distance in (eta, phi) of each constituent from a point of its jet"
@@ -91,7 +91,7 @@ def delta_r(
 def within(
     p: Ragged,  # constituents of N jets
     radius: float,  # of the circle, in eta and phi
-    eta: float = 0.0,  # its centre: one value, or one a jet (N,)
+    eta: float = 0.0,  # its centre: one value, or one per jet (N,)
     phi: float = 0.0,  # the same in phi [rad]
 ):  # Ragged of N jets
     "The constituents of each jet inside a circle"
@@ -412,7 +412,7 @@ def observables(
     radius: float = 0.6,  # of the circle of `share_outside`, in eta and phi
     own: bool = False,  # add the jet's own `jet_pt` and `jet_mass` [GeV]?
     chunk: int = 8192,  # jets done at a time
-):  # pandas.DataFrame, one row a jet; pt and mass in the unit of the pixels
+):  # pandas.DataFrame, one row per jet; pt and mass in the unit of the pixels
     "All observables of a store's jets"
     if channels is not None:
         store = store.select(channels=channels)
@@ -492,8 +492,8 @@ def _profile(row, col, channel, value, offsets, area, cell, rings, powers, hard,
 def jet_profile(
     store: JetStore,  # N jets
     idx=None,  # indices of the jets (B,); default: all
-):  # pandas.DataFrame, one row a jet: `observables(own=True)` and, for each channel, columns such as 'ECAL girth'
-    "A jet in ninety numbers, if it has three channels"
+):  # pandas.DataFrame, `observables(own=True)`, and columns such as 'ECAL girth' for each channel
+    "The profile of each jet: about ninety numbers for three channels"
     obs = observables(store, idx, own=True)
     c = store.to('cpu').clouds(idx)
     names = _profile_names()

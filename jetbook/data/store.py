@@ -384,7 +384,7 @@ def _images_torch(store, idx):
 @patch
 def indices(
     self: JetStore,
-    idx=None,  # indices (B,), a slice, or a mask of one bool a jet; negative ones count from the end; default: all
+    idx=None,  # indices (B,), negative ones from the end; a slice; or a bool mask; default: all
 ):  # int64 (B,), from 0 to N-1
     "Any way to pick jets as an array of valid indices"
     n = len(self)
@@ -411,7 +411,7 @@ def indices(
 @patch
 def buffer(
     self: JetStore,
-    bs: int,  # jets a batch, at most
+    bs: int,  # jets per batch, at most
 ):  # Buffer
     "A batch to be reused as `out=` of `images`"
     return Buffer(bs, len(self.channels), self.height, self.width)
@@ -661,7 +661,7 @@ def _channel_facts(store, name, total):
 
 
 @patch
-def summary(self: JetStore):  # pandas.DataFrame, one row a channel
+def summary(self: JetStore):  # pandas.DataFrame, one row per channel
     "Per channel: granularity, entries and lit pixels per jet, share of the summed intensity, largest pixel"
     import pandas as pd
 
@@ -747,7 +747,7 @@ def _toy_channel(rng, mean, side, y):
 def toy_jets(
     n: int = 64,  # number of jets
     kind: str = 'qg',  # 'qg': 125x125, Tracks/ECAL/HCAL; 'wqcd': 25x25, pT
-    seed: int = 0,  # of the random numbers
+    seed: int = 0,  # random seed
 ):  # JetStore
     "Made-up jets for examples and tests: random entries around the centre, more of them in class 0"
     if kind not in ('qg', 'wqcd'):

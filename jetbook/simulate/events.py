@@ -178,7 +178,7 @@ class Events:
         self,
         process: str,  # a key of `PROCESSES`
         seed: int = 1,  # of Pythia's random numbers, 1 to 900,000,000
-        veto: bool = True,  # drop hopeless events before their costly part?
+        veto: bool = True,  # stop early on events that cannot pass the selection?
     ):
         if process not in PROCESSES:
             raise ConfigError('No such process', found=process, expected=' or '.join(PROCESSES))
@@ -202,7 +202,7 @@ def visible(
     batch,  # awkward events of `Events`
     events: Events,  # their generator
     eta_max: float = 5.0,  # acceptance in |eta|
-):  # Ragged, a row an event: pt [GeV], eta, phi [rad], energy [GeV], pdgid, charge [e]
+):  # Ragged, one row per event: pt [GeV], eta, phi [rad], energy [GeV], pdgid, charge [e]
     "The stable visible particles of each event"
     ak = require('awkward', 'sim')
     prt = ak.flatten(batch.prt)
@@ -229,7 +229,7 @@ def cluster(
     algorithm: str,  # 'antikt', 'kt' or 'cambridge'
     R: float,  # radius
     pt_min: float = 0.0,  # drop clusters below [GeV]
-):  # Ragged, a row a cluster, with the fields of `particles`; the row each comes from (J,)
+):  # Ragged, one row per cluster, with the fields of `particles`; the row each comes from (J,)
     "Cluster every row with FastJet (arXiv:1111.6097), all rows in one call"
     fj = require('fastjet', 'sim')
     ak = require('awkward', 'sim')
@@ -256,10 +256,10 @@ def leading(
 
 # %% ../../nbs/00g_events.ipynb #362fcd73
 def trim(
-    jets: Ragged,  # constituents, a row a jet
+    jets: Ragged,  # constituents, one row per jet
     R: float = 0.3,  # radius of the kT subjets
     fraction: float = 0.05,  # least share of the jet's pT
-):  # what stays (Ragged, a row a jet); the subjets kept (Ragged), by jet and falling pT; the jet of each (S,)
+):  # trimmed jets (Ragged); subjets kept (Ragged), by jet and falling pT; the jet of each (S,)
     "Trim jets: drop the soft subjets"
     sub, jet = cluster(jets, 'kt', R)
     pt = jet_pt(sub)

@@ -152,7 +152,7 @@ def grid_sum(
 
 # %% ../../nbs/00h_simulate.ipynb #f072c173
 def detect(
-    p: Ragged,  # particles around each jet, a row a jet, with a field `tracked`: did it give a track?
+    p: Ragged,  # particles around each jet, one row per jet, with a field `tracked`: did it give a track?
     eta: np.ndarray,  # (J,) jet axes
     phi: np.ndarray,  # (J,) [rad]
     det: Detector,  # the settings
@@ -210,7 +210,7 @@ def _measure(p, det, rng):
 
 
 def _around(p, event, eta, phi, reach):
-    "The particles near each jet axis, a row a jet"
+    "The particles near each jet axis, one row per jet"
     near = p.select(event)
     d_eta = np.abs(near.eta - eta[near.jet])
     d_phi = np.abs(wrap_phi(near.phi - phi[near.jet]))
@@ -248,7 +248,7 @@ def _to_parton(batch, event, eta, phi):
 class FatJets:
     "Trimmed jets of R=1.0 in the window 250 < pT < 300 GeV, 60 < m < 100 GeV, |eta| < 2"
 
-    particles: Ragged  # constituents that survived the trimming, a row a jet
+    particles: Ragged  # constituents that survived the trimming, one row per jet
     columns: dict  # jet_pt, jet_eta, jet_phi, jet_mass [GeV], jet_delta_R, tau_1 .. tau_32: (J,)
     lead: np.ndarray  # (2, J) eta and phi of the leading subjet
     angle: np.ndarray  # (J,) turn that brings the second subjet (or the principal axis) below the first [rad]
@@ -301,7 +301,7 @@ _LAGAN = 'jet_pt jet_eta jet_phi jet_mass jet_delta_R tau_1 tau_2 tau_3 tau_21 t
 
 # %% ../../nbs/00h_simulate.ipynb #b80058c4
 def pixelate(
-    p: Ragged,  # constituents, a row a jet: pt [GeV], eta, phi
+    p: Ragged,  # constituents, one row per jet: pt [GeV], eta, phi
     eta: np.ndarray,  # (J,) what becomes the centre
     phi: np.ndarray,  # (J,) the same [rad]
     side: int = 25,  # pixels

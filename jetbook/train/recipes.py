@@ -310,7 +310,7 @@ def _read_recipe(entry):
 # %% ../../nbs/01b_recipes.ipynb #1b5e0003
 def recipes(
     task: str = None,  # 'classify', 'reconstruct', 'anomaly'; default: all
-):  # pandas.DataFrame, one row a recipe
+):  # pandas.DataFrame, one row per recipe
     "All recipes, what they reproduce and which settings they have; imports none of them"
     import pandas as pd
 

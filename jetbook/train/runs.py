@@ -269,7 +269,7 @@ def model(self: Run):  # nn.Module
 def scores(
     self: Run,
     part: str = 'test',  # which part's
-):  # dict of arrays, a number a jet: `jet` and `y`, `score`, or `mse`, `pt_in`, `pt_out`, `mass_in`, `mass_out`
+):  # dict of arrays (N,): `jet` and `y`, `score`, or `mse`, `pt_in`, `pt_out`, `mass_in`, `mass_out`
     "What `evaluate` found for each jet"
     tensors, _ = load_tensors(self.path / f'scores-{part}.safetensors')
     return {k: v.numpy() for k, v in tensors.items()}
@@ -283,7 +283,7 @@ def as_store(
 
 
 def score(
-    out,  # what a classifier gives: two logits a jet (B, 2) or one (B,), or a tuple that begins with them
+    out,  # what a classifier gives: two logits per jet (B, 2) or one (B,), or a tuple that begins with them
 ):  # float32 (B,), from 0 to 1
     "Probability of class 1"
     out = (out[0] if isinstance(out, (tuple, list)) else out).detach().float().cpu()
@@ -535,7 +535,7 @@ def as_learner(
 
 # %% ../../nbs/01d_runs.ipynb #b8be5153
 def _rows(learn):
-    "The history of the last fit, a dict an epoch"
+    "The history of the last fit, one dict per epoch"
     rec = getattr(learn, 'recorder', None)
     if not getattr(rec, 'values', None):
         raise ConfigError('The Learner was not trained yet', do='learn.fit_one_cycle(…) first')
@@ -594,7 +594,7 @@ def reconstructions(
 def reconstruction_errors(
     learn: Learner,  # of an autoencoder
     dl,  # loader of the jets
-):  # (metrics, arrays of a number a jet)
+):  # (metrics, arrays of one number per jet)
     "Errors as the network sees the images; transverse momentum and mass after undoing the transforms"
     cell = None if dl.dataset.cell == 1 else dl.dataset.cell
     seen = ReconstructionMeter(dl.channels)
@@ -674,7 +674,7 @@ def _fitting(run, store, learn):
 
 # %% ../../nbs/01d_runs.ipynb #41315983
 def _evaluation(r):
-    "The function that evaluates a recipe: (learn, loader) -> metrics, arrays of a number a jet"
+    "The function that evaluates a recipe: (learn, loader) -> metrics, arrays of one number per jet"
     f = r.evaluate or dict(classify=_classify, reconstruct=reconstruction_errors).get(r.task)
     if f is None:
         raise ConfigError(f'No evaluation for the task {r.task}', do='give the recipe an `evaluate`')
@@ -695,7 +695,7 @@ def evaluate(
     run: Run,  # a finished run, or its folder
     store: JetStore,  # the store it was trained on, or another one with part='all'
     part: str = 'test',  # 'test', 'valid', 'train' of the run's own split, or 'all' jets of another store
-    bs: int = 256,  # jets a batch
+    bs: int = 256,  # jets per batch
 ):  # dict of metrics
     "Score a run on the jets of a part; add the figures to its `metrics.json`"
     (run,), store = as_runs([run]), as_store(store)
@@ -742,7 +742,7 @@ def predict(
     run: Run,  # a finished run, or its folder
     store: JetStore,  # jets to score, or the path of a packed store; labels are not looked at
     idx=None,  # indices of the jets (N,), a slice or a mask; default: all
-    bs: int = 256,  # jets a batch
+    bs: int = 256,  # jets per batch
     progress: bool = False,  # show a bar
 ):  # float32 (N,): probability of class 1, or an autoencoder's mean squared error
     "Score jets, with or without labels; a recipe with its own `evaluate` gives the first of its arrays"
@@ -816,7 +816,7 @@ def _figures(metrics):
 def compare(
     *runs: Run,  # runs, or their folders
     part: str = 'test',  # whose figures
-):  # pandas.DataFrame, one row a run
+):  # pandas.DataFrame, one row per run
     "What was trained and what came out, side by side"
     rows, runs = {}, as_runs(runs)
     for r in runs:

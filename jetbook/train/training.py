@@ -39,7 +39,7 @@ def toy_learner(
     split: Split = None,  # of the store; default: `split(store)`
     task: str = 'classify',  # 'classify' or 'reconstruct'
     width: int = 16,  # units of the hidden layer
-    bs: int = 32,  # jets a batch
+    bs: int = 32,  # jets per batch
     dropout: float = 0.0,  # share of hidden units dropped
 ):  # Learner
     "A learner that trains in a second, for examples and tests"
@@ -321,7 +321,7 @@ def _batch_transforms(dls):
 
 def transform_state(
     dls,  # DataLoaders
-):  # list of dicts, one a transform
+):  # list of dicts, one per transform
     "What the batch transforms learned or draw from: for each, the attributes with tensors in them"
     return [
         {k: v for k, v in vars(t).items() if k != 'drawn' and _holds_tensors(v)}
@@ -468,7 +468,7 @@ class Replay(Callback):
 
     def __init__(
         self,
-        rows: list,  # of the history, a dict an epoch
+        rows: list,  # of the history, one dict per epoch
     ):
         self.done = rows
 
