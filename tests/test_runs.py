@@ -208,7 +208,7 @@ def test_predict_needs_no_labels_and_any_batch(run, ae, store):
 def test_predict_warns_of_jets_it_was_trained_on(run, store, folder):
     other = train('test_clf', store, folder/'fresh', **{**ARGS, 'seed':5})
     with pytest.warns(UserWarning) as w: predict(other, store)
-    assert [str(o.message) for o in w]==['fresh was trained on 420 of these 600 jets: it does better on those than on new ones']
+    assert [str(o.message) for o in w]==['fresh was trained on 420 of these 600 jets: their scores are better than those of new jets']
     assert len(Run(folder/'fresh').metrics['test_reads'])==1
     quiet = train('test_clf', store, folder/'quiet', **{**ARGS, 'seed':6})
     with warnings.catch_warnings():

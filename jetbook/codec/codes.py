@@ -151,7 +151,7 @@ def code_residuals(
 def error_summary(
     residuals: dict,  # from `code_residuals`
     n_boot: int = 0,  # bootstrap samples over jets for 95% intervals; 0: none
-    seed: int = 0,  # of the bootstrap
+    seed: int = 0,  # random seed of the bootstrap
 ):  # dict of percentages: mass, pt: 2 sigma; *_bias: mean; *_rms: 2 RMS; *_lo, *_hi; pixel: RMS over the jet's sum
     "Two sigma of mass and pT in percent, with bias, root mean square and the error per pixel"
     out = {}

@@ -118,7 +118,7 @@ def split(
     store: JetStore,  # N jets
     valid: float = 0.15,  # fraction of jets for validation
     test: float = 0.15,  # fraction of jets for testing
-    seed: int = 0,  # of the shuffle
+    seed: int = 0,  # random seed of the shuffle
     by: str = None,  # column to stratify by; default: the store's label, if any; False: none
     n_train: int = None,  # train on only that many jets (a smaller set is a subset of a larger one)
 ):  # Split
@@ -218,7 +218,7 @@ class Loan:
     def __init__(
         self,
         buffer,  # a `Buffer` of `jetbook.data.store`
-        seed: int = 0,  # of the probed pixels
+        seed: int = 0,  # random seed of the probed pixels
     ):
         self.buffer = buffer
         self.ref = None
@@ -310,7 +310,7 @@ class StoreDL(DataLoader):
         bs: int = 128,  # jets per batch
         shuffle: bool = False,  # a new order each epoch?
         drop_last: bool = False,  # leave out a last batch that is not full?
-        seed: int = 0,  # of the order of the jets
+        seed: int = 0,  # random seed of the order of the jets
         split_idx: int = 1,  # 0 for training, 1 for validation: which transforms act
         device=None,  # where batches are wanted; default: where the store is
         num_workers: int = 0,  # ignored: batches are made faster than they could be sent
@@ -473,7 +473,7 @@ def jet_dls(
     tfms=(),  # batch transforms for x
     bs: int = 128,  # jets per batch
     device=None,  # where to train; default: fastai's
-    seed: int = None,  # of the order of the jets; default: the split's
+    seed: int = None,  # random seed of the order of the jets; default: the split's
     only: int = None,  # this class alone, 0 or 1
     reuse: bool = True,  # use batch memory again where safe?
 ):  # DataLoaders

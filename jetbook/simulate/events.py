@@ -177,7 +177,7 @@ class Events:
     def __init__(
         self,
         process: str,  # a key of `PROCESSES`
-        seed: int = 1,  # of Pythia's random numbers, 1 to 900,000,000
+        seed: int = 1,  # random seed of Pythia, 1 to 900,000,000
         veto: bool = True,  # stop early on events that cannot pass the selection?
     ):
         if process not in PROCESSES:

@@ -364,7 +364,7 @@ def image_steps(
 # %% ../../nbs/00h_simulate.ipynb #94db51a2
 def wqcd_steps(
     n: int = 100,  # number of jets
-    seed: int = 0,  # of the random numbers
+    seed: int = 0,  # random seed
     process: str = 'W',  # or 'QCD'
 ):  # FatJets, dict step -> images (n, 25, 25) [GeV]
     "`n` W or QCD jets with their constituents, and their images after every step"
