@@ -63,7 +63,7 @@ def test_toy_jets_have_the_geometry_of_the_fingerprint():
 @pytest.mark.parametrize('change', [None, dict(height='x'), dict(height=10**9), dict(upsample={})])
 def test_a_geometry_without_sense_is_refused(change):
     d = {} if change is None else dict(fingerprint(toy_jets(20)), **change)
-    with pytest.raises(ConfigError, match='does not say what its jets look like'): runs._like(d)
+    with pytest.raises(ConfigError, match='does not describe its jets'): runs._like(d)
 
 # --- training
 

@@ -19,7 +19,7 @@ from .vae import latent_kl, latents, SqrtLog
 
 # %% ../../nbs/03a_latent.ipynb #a12da5fb
 def _plot_walks(x, units, steps, cell):
-    "Images (rows, columns, H, W) with a row a latent dimension and a column a step"
+    "Images (rows, columns, H, W) with one row per latent dimension and one column per step"
     import matplotlib.pyplot as plt
 
     rows, columns = x.shape[:2]
@@ -47,7 +47,7 @@ def traverse(
     n: int = 4,  # the most informative latent dimensions to walk along
     steps: tuple = (-2.0, -1.0, 0.0, 1.0, 2.0),  # where to, in standard deviations of the prior
     channel: int = 0,  # index of the channel to draw
-):  # matplotlib figure, a row a latent dimension
+):  # matplotlib figure, one row per latent dimension
     "Decode points along single latent dimensions, the others at zero"
     learn = as_learner(learn)
     mean, logvar = latents(learn, store, idx)

@@ -100,7 +100,7 @@ class ELBO(nn.Module):
     def kl(
         self,
         pred: tuple,  # as in `reconstruction`
-        target: Tensor = None,  # not looked at
+        target: Tensor = None,  # ignored
     ):  # scalar, nats per jet
         "The KL, all of it"
         return KLDivergence()(pred[1], pred[2])
@@ -165,7 +165,7 @@ def vae_learner(
     warmup: float = 0.0,  # part of each cycle in which the KL's weight rises from 0; 0: none
     cycles: int = 1,  # number of ramps
 ):  # Learner
-    "A Learner with PyTorch's fused Adam, whose history tells reconstruction and KL"
+    "A Learner with PyTorch's fused Adam, whose history records reconstruction error and KL"
     return Learner(
         dls,
         model,

@@ -229,7 +229,7 @@ class Loan:
 
     @property
     def free(self):
-        "Can nobody see the batch any more?"
+        "Is the batch no longer referenced?"
         return self.ref is None or self.ref() is None
 
     def _written(self):
@@ -257,7 +257,7 @@ class Loan:
 
 # %% ../../nbs/00f_loaders.ipynb #65a21ef5
 class BatchPool:
-    "Batch buffers to be lent out, again and again but never twice at a time"
+    "Reusable batch buffers, each lent to one batch at a time"
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class BatchPool:
         idx: np.ndarray,  # indices of the jets, int64 (B,)
         bs: int = None,  # size of a new buffer, if one must be made; default: as many as `idx`
     ):  # float32 tensor (B, C, H, W)
-        "The images of jets `idx`, in memory that nobody else can see"
+        "The images of jets `idx`, in memory that nothing else refers to"
         shape = (len(store.channels), store.height, store.width)
         with self.lock:
             fits = (
@@ -589,11 +589,11 @@ def show_batch(
 def show_results(
     self: JetDL,
     b,  # a batch of this loader
-    out,  # what the learner made of it: images, classes or scores
+    out,  # output of the learner: images, classes or scores
     max_n: int = 6,  # jets at most
     **kwargs,  # for fastai; ignored
 ):  # matplotlib axes
-    "Draw jets with what a model says of them"
+    "Draw jets with the predictions of a model"
     x, y = b
     n = min(max_n, len(x))
     if self.y is None:

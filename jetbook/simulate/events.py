@@ -41,8 +41,8 @@ PROCESSES = dict(
 # %% ../../nbs/00g_events.ipynb #0a5285dd
 def veto_hook(
     hard,  # hard process record -> False to veto, or a fact to remember
-    soft=None,  # (event record, that fact) -> go on?
-    scale: float = 4.0,  # of the shower's evolution at which `soft` is asked [GeV]
+    soft=None,  # (event record, that fact) -> keep the event?
+    scale: float = 4.0,  # shower scale at which `soft` is called [GeV]
 ):  # a pythia8mc.UserHooks
     "A Pythia hook that drops events after the hard process, and again during the shower"
 
@@ -166,7 +166,7 @@ def _qcd_soft(event, fact):
     return _near_window(np.array([(p.px(), p.py(), p.pz(), p.e()) for p in event if p.isFinal()]))
 
 # %% ../../nbs/00g_events.ipynb #7f1927fb
-VETOES = dict(  # process -> what the hook asks after the hard process, and during the shower
+VETOES = dict(  # process -> conditions after the hard process, and during the shower
     gluon=(_central,), quark=(_central,), W=(_w_hard, _w_soft), QCD=(lambda process: True, _qcd_soft)
 )
 

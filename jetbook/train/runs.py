@@ -168,11 +168,11 @@ def _like(d, n=64):
         return JetStore.from_entries(entries, h, w, up, cols, 'toy jets: random numbers', str(d['layout']))
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
         found = f'{type(e).__name__}: {e}'[:200]
-        raise ConfigError('The run does not say what its jets look like', found=found) from e
+        raise ConfigError('The run does not describe its jets', found=found) from e
 
 # %% ../../nbs/01d_runs.ipynb #83027ba6
 class Run:
-    "A run folder: what was trained, on what, and what came out"
+    "A run folder: recipe, settings, jets and results of a training"
 
     def __init__(
         self,
@@ -697,7 +697,7 @@ def evaluate(
     part: str = 'test',  # 'test', 'valid', 'train' of the run's own split, or 'all' jets of another store
     bs: int = 256,  # jets per batch
 ):  # dict of metrics
-    "Score a run on the jets of a part; add the figures to its `metrics.json`"
+    "Score a run on the jets of a part; add the metrics to its `metrics.json`"
     (run,), store = as_runs([run]), as_store(store)
     idx = _part(run, store, part)
     metrics_of = _evaluation(run.recipe)
@@ -740,7 +740,7 @@ def _count_reading(run):
 # %% ../../nbs/01d_runs.ipynb #ee2b1354
 def predict(
     run: Run,  # a finished run, or its folder
-    store: JetStore,  # jets to score, or the path of a packed store; labels are not looked at
+    store: JetStore,  # jets to score, or the path of a packed store; labels are ignored
     idx=None,  # indices of the jets (N,), a slice or a mask; default: all
     bs: int = 256,  # jets per batch
     progress: bool = False,  # show a bar
@@ -815,9 +815,9 @@ def _figures(metrics):
 
 def compare(
     *runs: Run,  # runs, or their folders
-    part: str = 'test',  # whose figures
+    part: str = 'test',  # part whose metrics to show
 ):  # pandas.DataFrame, one row per run
-    "What was trained and what came out, side by side"
+    "Settings and results of runs, side by side"
     rows, runs = {}, as_runs(runs)
     for r in runs:
         c, m = r.config, r.metrics

@@ -392,7 +392,7 @@ def _on(o, device):
 
 # %% ../../nbs/01c_training.ipynb #5278e399
 class Checkpoint(Callback):
-    "Write the whole state of a training after each epoch; go on from the state that is there"
+    "Write the full state of a training after each epoch; resume from it if it exists"
 
     order = 80
 
