@@ -114,7 +114,7 @@ CONTRAST = """sel => {
     return [(a+.05)/(b+.05), e.textContent.trim().slice(0,40)] })
 }"""
 
-@pytest.mark.parametrize('name', ['index.html','start.html','losses.html','results/index.html','api/files.html','glossary.html'])
+@pytest.mark.parametrize('name', ['index.html','start.html','losses.html','results/index.html','api/data.files.html','glossary.html'])
 @pytest.mark.parametrize('scheme', ['light','dark'])
 def test_light_and_dark_can_be_read(name, scheme, url, browser):
     with browser.new_context(viewport=dict(width=1400, height=1000), color_scheme=scheme) as c:
@@ -124,7 +124,7 @@ def test_light_and_dark_can_be_read(name, scheme, url, browser):
         faint = [o for o in page.evaluate(CONTRAST, 'article p, article li, article td, article h1, article h2, article a, article dt') if o[0]<4.5]
         assert faint==[]
 
-@pytest.mark.parametrize('word,where', [('girth','observables.html'), ('Langevin','nae.html'), ('pack','api/files.html')])
+@pytest.mark.parametrize('word,where', [('girth','observables.html'), ('Langevin','nae.html'), ('pack','api/data.files.html')])
 def test_search_finds(word, where, url, phone):
     page,wrong = opened(phone, f'{url}search.html?q={word}')
     page.wait_for_selector(f'#search-results a[href*="{where}"]', state='attached', timeout=15000)
