@@ -547,7 +547,7 @@ def _trained_on(run):
 def _predict(a):
     "Score jets, labelled or not, and write a table of the scores"
     import pandas as pd
-    from jetbook.data.hdf5 import atomic_path
+    from jetbook.data.paths import atomic_path
     from jetbook.train.runs import Run, predict
 
     store = _open(a.store)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .data.store import ConfigError
-from .data.hdf5 import atomic_path
+from .data.paths import atomic_path
 
 # %% ../nbs/08a_report.ipynb #6584c5ad
 def fmt(

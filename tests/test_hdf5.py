@@ -11,7 +11,8 @@ import pytest
 from fastcore.test import test_eq as eq, test_fail as fails
 
 from jetbook.data import hdf5
-from jetbook.data.hdf5 import atomic_path, h5_attr, h5_dataset, new_h5, open_h5, write_header
+from jetbook.data.paths import atomic_path
+from jetbook.data.hdf5 import h5_attr, h5_dataset, new_h5, open_h5, write_header
 from jetbook.data.store import DataError, JetStore, toy_jets
 
 # --- atomic writes ----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from ..data.store import ConfigError, DataError, JetStore, LAYOUTS, require
-from ..data.hdf5 import atomic_path
+from ..data.paths import atomic_path
 from ..metrics import observable_residuals
 from ..train.runs import load_bundle, Run
 from jetbook.codec.codes import (

@@ -21,7 +21,7 @@ from numba import njit
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from ..data.store import ConfigError, DataError, JetStore, Ragged
-from ..data.hdf5 import atomic_path
+from ..data.paths import atomic_path
 from ..data.loaders import Split, StoreDL
 from ..data.loaders import split as split_jets
 from ..train.runs import fingerprint

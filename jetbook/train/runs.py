@@ -12,7 +12,7 @@ import hashlib
 import platform
 import shutil
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 import fastai
@@ -29,7 +29,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from .. import __version__
 from ..data.store import ALIASES, ConfigError, DataError, JetStore, LAYOUTS
-from ..data.hdf5 import atomic_path
+from ..data.paths import atomic_path, locked, output_folder, remove_dead
 from ..data.loaders import split, Split
 from ..losses import image_pt_mass
 from ..metrics import classification_metrics, ReconstructionMeter
@@ -329,11 +329,16 @@ def train(
     training = _settings_of_training(r, epochs, lr_max, schedule, seed)
     parts = split(store, valid, test, split_seed, n_train=n_train)
     config = _config(r, store, r.check(settings), parts, **training)
-    run = _begun(Path(out), config, resume)
+    out = output_folder(out, 'config.json')
+    run = _begun(out, config, resume)
     if run and run.complete:
         return _already(run, progress)
-    learn = _seeded(r, store, parts, config['settings'], seed)
-    return _fit(learn, run or _begin(Path(out), config, learn), progress, cbs)
+    with locked(out):
+        run = _begun(out, config, resume)
+        if run and run.complete:  # by a process that held the lock until now
+            return _already(run, progress)
+        learn = _seeded(r, store, parts, config['settings'], seed)
+        return _fit(learn, run or _begin(out, config, learn), progress, cbs)
 
 # %% ../../nbs/01d_runs.ipynb #2d243501
 def _begun(out, config, resume):
@@ -393,9 +398,10 @@ def _fit(learn, run, progress, cbs):
             stack.enter_context(quiet(learn))
         learn.fit(c['epochs'], cbs=[sched, ck, Replay(list(ck.rows)), *L(cbs)], start_epoch=ck.first)
     _finish(learn, run, ck.rows)
-    shutil.rmtree(run.path / 'checkpoint', ignore_errors=True)
-    for f in run.path.glob('.*.tmp'):
-        f.unlink(missing_ok=True)  # of processes that were killed
+    remove_dead(file)
+    file.unlink(missing_ok=True)
+    with suppress(OSError):  # something else lies there
+        file.parent.rmdir()
     return run
 
 
@@ -552,7 +558,7 @@ def save_run(
     made = getattr(self, 'made_by', None)
     if made is None:
         raise ConfigError('The Learner was not made by a recipe', do='make it with one: learn = sage(store)')
-    path = Path(path)
+    path = output_folder(path, 'config.json')
     if (path / 'config.json').exists():
         raise ConfigError(f'{path.name} already holds a run', do='choose another folder')
     r, rows, rates = get_recipe(made['recipe']), _rows(self), self.recorder.lrs

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from tqdm.auto import tqdm
 from ..data.store import ConfigError, DataError, JetStore, toy_jets
-from ..data.hdf5 import atomic_path
+from ..data.paths import atomic_path, input_file, MissingFile, read_text
 from ..data.loaders import jet_dls, Split
 
 # %% ../../nbs/01c_training.ipynb #92fdf0c4
@@ -107,13 +107,11 @@ def read_json(
 ):  # dict
     "Read a JSON object"
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f'No {path.name}', found=str(path.parent), do='is this a run folder?')
-    if path.stat().st_size > limit:
-        size = f'{path.stat().st_size:,} bytes'
-        raise DataError(f'{path.name} is too large', found=size, expected=f'at most {limit:,}')
+    if not path.exists():
+        raise MissingFile(f'No {path.name}', found=str(path.parent), do='is this a run folder?')
+    text = read_text(path, limit)
     try:
-        d = json.loads(path.read_text(encoding='utf-8'))
+        d = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise DataError(f'{path.name} is not JSON', found=str(e)[:200]) from e
     if not isinstance(d, dict):
@@ -138,8 +136,9 @@ def load_tensors(
 ):  # (tensors by name, metadata)
     "Read tensors; a file that is damaged or forged is refused"
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f'No {path.name}', found=str(path.parent))
+    if not path.exists():
+        raise MissingFile(f'No {path.name}', found=str(path.parent))
+    path = input_file(path)
     try:
         with safetensors.safe_open(path, 'pt') as f:
             meta = f.metadata() or {}
