@@ -15,6 +15,7 @@ from fastai.callback.schedule import *
 from fastai.learner import *
 from torch import nn
 from .data.store import *
+from .data.paths import *
 from .data.hdf5 import *
 from .data.files import *
 from .data.observables import *

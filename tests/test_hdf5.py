@@ -31,7 +31,7 @@ def test_a_full_disk(tmp_path):
         with new_h5(tmp_path/'a.h5') as f: f['x'] = x
     def full(self, fn): self.error = OSError(errno.ENOSPC, 'No space left on device')
     write(np.arange(9.))
-    with mock.object(hdf5._Disk, '_try', full): fails(lambda: write(np.zeros(9)), contains='No room to write a.h5')
+    with mock.object(hdf5._Disk, '_try', full): fails(lambda: write(np.zeros(9)), contains='a.h5 does not fit')
     with h5py.File(tmp_path/'a.h5') as f: np.testing.assert_array_equal(f['x'][:], np.arange(9.))
     eq([p.name for p in tmp_path.iterdir()], ['a.h5'])
 

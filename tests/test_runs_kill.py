@@ -70,7 +70,7 @@ def test_killed_and_resumed(script, unbroken, tmp_path):
     assert (out/'model.safetensors').read_bytes()==(unbroken/'model.safetensors').read_bytes()
     pd.testing.assert_frame_equal(history(out), history(unbroken), check_exact=True)
     assert not (out/'checkpoint').exists()
-    assert not [f.name for f in out.iterdir() if f.name.startswith('.')]
+    assert [f.name for f in out.iterdir() if f.name.startswith('.')]==['.jetbook.lock']
 
 def test_killed_before_the_first_epoch_ends(script, unbroken, tmp_path):
     out = tmp_path/'run'
