@@ -7,6 +7,7 @@ from fastai.callback.core import Callback
 from sklearn.metrics import roc_auc_score
 
 import jetbook.train.runs as runs
+from conftest import tamper
 from jetbook.data.loaders import split
 from jetbook.data.store import ConfigError, DataError, JetStore, toy_jets
 from jetbook.train.recipes import RESERVED, recipe
@@ -188,9 +189,8 @@ def test_a_learner_of_a_run_takes_its_own_jets(run, store):
     (dict(settings=dict(width=24, func='eval')), 'no such setting'), (dict(settings=None), 'no settings'), (dict(settings=dict(width=10**12)), 'larger model'), (dict(settings=dict(width=10**6)), 'larger model'),
     (dict(settings=dict(width=8)), 'of another model'), (dict(store=None), 'does not describe'), (dict(format='pickle'), 'not a run'), (dict(version=99), 'another version')])
 def test_an_altered_config_is_an_error_and_no_more(change, why, run, tmp_path):
-    config = {**run.config, **change}
-    runs.write_json(tmp_path/'config.json', config) # by one who can make checksums
-    runs.save_tensors(tmp_path/'model.safetensors', load_bundle(run.path)[1], dict(config=str(runs.text_checksum(config))))
+    for name in ('config.json', 'model.safetensors'): shutil.copy(run.path/name, tmp_path)
+    tamper(tmp_path, **change)
     with pytest.raises((ConfigError, DataError), match=why): Run(tmp_path).learner()
 
 # --- evaluation
