@@ -14,7 +14,7 @@ import platform
 import re
 import stat
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np
 from .store import ConfigError, DataError, JetbookError
@@ -212,10 +212,11 @@ def _write_problem(e):
 def locked(
     folder: str | Path,  # an output folder; it is made
 ):  # yields the folder
-    "Hold the lock of a folder; an error if another process holds it"
+    "Hold the lock of a folder; an error if another process holds it. A new folder that stays empty is removed"
     from filelock import FileLock, SoftFileLock, Timeout
 
     folder = Path(folder)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -241,7 +242,14 @@ def locked(
     try:
         yield folder
     finally:
+        if made:
+            with suppress(OSError):
+                if os.listdir(folder) == [file.name]:  # nothing came of it
+                    file.unlink()
         lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
