@@ -25,6 +25,7 @@ from jetbook.data.store import (
     JetbookError,
     JetStore,
     LAYOUTS,
+    printable,
     raise_store_error,
     StoreError,
 )
@@ -270,7 +271,7 @@ def write_header(
     f.attrs.update(dict(version=VERSION, height=height, width=width))
     said = dict(format='jetbook', source=source, layout=layout, created_by=f'jetbook {__version__}')
     for k, v in said.items():
-        f.attrs[k] = np.bytes_(v.encode())
+        f.attrs[k] = np.bytes_(printable(v).encode())
     f.attrs['channels'] = np.array([k.encode() for k in channels])
 
 # %% ../../nbs/00b_hdf5.ipynb #7f5a5161
@@ -372,8 +373,8 @@ def _read_store(path, mmap):
         s = JetStore.__new__(JetStore)
         s.height = a['height']
         s.width = a['width']
-        s.source = a['source']
-        s.created_by = a['created_by']
+        s.source = printable(a['source'])
+        s.created_by = printable(a['created_by'])
         s.layout = a['layout'] if a['layout'] in LAYOUTS else 'array'
         s.device = 'cpu'
         s.upsample = {k: h5_attr(f[k], 'upsample') for k in names}
