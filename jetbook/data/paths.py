@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MissingFile', 'OutputError', 'InUse', 'os_problem', 'output_file', 'output_folder', 'remove_dead', 'atomic_path',
-           'locked', 'input_file', 'read_text', 'checksum']
+           'locked', 'remove_named', 'input_file', 'read_text', 'checksum']
 
 # %% ../../nbs/00a_paths.ipynb #ab2b97d5
 import errno
@@ -14,7 +14,7 @@ import platform
 import re
 import stat
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np
 from .store import ConfigError, DataError, JetbookError
@@ -211,6 +211,7 @@ def _write_problem(e):
 @contextmanager
 def locked(
     folder: str | Path,  # an output folder; it is made
+    keep: bool = True,  # False: at the end, remove the lock file, and the folder if nothing else is in it
 ):  # yields the folder
     "Hold the lock of a folder; an error if another process holds it"
     from filelock import FileLock, SoftFileLock, Timeout
@@ -241,10 +242,27 @@ def locked(
     try:
         yield folder
     finally:
+        if not keep and os.name != 'nt':  # while it is held: the next one makes a new file
+            file.unlink(missing_ok=True)
         lock.release()
+        if not keep:
+            with suppress(OSError):
+                (folder / '.jetbook.lock').unlink(missing_ok=True)
+                folder.rmdir()
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+# %% ../../nbs/00a_paths.ipynb #8ca442d2
+def remove_named(
+    folder: str | Path,  # a folder, locked
+    names: str,  # a regular expression that a whole name must match
+):  # list of the paths that were removed
+    "Remove the regular files of a folder that have a name of ours; links and folders are left"
+    gone = [p for p in Path(folder).iterdir() if re.fullmatch(names, p.name) and _kind(p) == 'a file']
+    for p in gone:
+        p.unlink(missing_ok=True)
+    return gone
 
 # %% ../../nbs/00a_paths.ipynb #e018d627
 def input_file(
