@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import tamper
 from jetbook.cli import VERBS
 
 COMMAND = [str(Path(sys.executable).parent/'jetbook')]
@@ -302,8 +303,7 @@ def test_fit_scan_search(folder):
     assert set(t)=={'mean_image','supervised'} and 0 <= t['mean_image']['auc'] <= 1
     assert 'already exists' in here('scan', 'det', 'more.jets.h5', '-o', 'scan.jets.h5', cwd=folder)[2]
     assert 'QCD or W' in here('fit', 'mean_image', 'more.jets.h5', '--background', 'top', '-o', 'top', cwd=folder)[2]
-    c = json.loads((folder/'det/config.json').read_text())
-    (folder/'det/config.json').write_text(json.dumps({**c, 'recipe':'mean_image', 'settings':{}}))
+    tamper(folder/'det', recipe='mean_image', settings={})
     assert 'another method' in here('scan', 'det', 'more.jets.h5', '-o', 'x.jets.h5', cwd=folder)[2]
     assert not (folder/'x.jets.h5').exists()
 
