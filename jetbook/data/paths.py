@@ -213,10 +213,11 @@ def locked(
     folder: str | Path,  # an output folder; it is made
     keep: bool = True,  # False: at the end, remove the lock file, and the folder if nothing else is in it
 ):  # yields the folder
-    "Hold the lock of a folder; an error if another process holds it"
+    "Hold the lock of a folder; an error if another process holds it. A new folder that stays empty is removed"
     from filelock import FileLock, SoftFileLock, Timeout
 
     folder = Path(folder)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -242,10 +243,13 @@ def locked(
     try:
         yield folder
     finally:
-        if not keep and os.name != 'nt':  # while it is held: the next one makes a new file
-            file.unlink(missing_ok=True)
+        over = not keep
+        with suppress(OSError):
+            over = over or (made and os.listdir(folder) == [file.name])  # nothing came of it
+            if over:
+                file.unlink(missing_ok=True)
         lock.release()
-        if not keep:
+        if over:
             with suppress(OSError):
                 (folder / '.jetbook.lock').unlink(missing_ok=True)
                 folder.rmdir()
