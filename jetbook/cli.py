@@ -228,11 +228,9 @@ def _path(data):
 
 def _unused(a):
     "The output, which must not exist unless --overwrite is given"
-    from jetbook.data.store import DataError
+    from jetbook.data.paths import output_file
 
-    if Path(a.output).exists() and not a.overwrite:
-        raise DataError(f'{a.output} already exists', do='pass --overwrite, or another name')
-    return a.output
+    return output_file(a.output, overwrite=a.overwrite)
 
 
 def _names(text):
@@ -357,7 +355,7 @@ def _simulate(a):
     "Simulate jets with Pythia 8 and a parametrised detector"
     from jetbook.simulate.jets import simulate
 
-    s = simulate(a.kind, a.n, a.seed, a.workers, _unused(a), progress=not a.quiet)
+    s = simulate(a.kind, a.n, a.seed, a.workers, _unused(a), progress=not a.quiet, overwrite=a.overwrite)
     print(f'{a.output}: {len(s):,} jets, {_size(a.output)}')
 
 # %% ../nbs/10_cli.ipynb #fba906ce
@@ -394,7 +392,7 @@ def _export_dense(a):
     n = len(s) if a.n is None else min(max(a.n, 0), len(s))
     one_jet = (1, s.height, s.width) + (() if s.layout == 'lagan' else (len(s.channels),))
     gzip = dict(chunks=one_jet, compression='gzip') if a.gzip else {}
-    s.to_dense(_unused(a), range(n), progress=not a.quiet, **gzip)
+    s.to_dense(_unused(a), range(n), progress=not a.quiet, overwrite=a.overwrite, **gzip)
     print(f'{a.output}: {n:,} jets, {_size(a.output)}')
 
 # %% ../nbs/10_cli.ipynb #7520fe0a

@@ -31,6 +31,7 @@ from jetbook.data.store import (
     LAYOUTS,
     StoreError,
 )
+from .paths import locked, output_file, output_folder, OutputError, read_text, remove_named
 from .hdf5 import h5_attr, h5_dataset, MAX_CHUNK, NEW_H5, new_h5, open_h5, sample, write_header
 
 # %% ../../nbs/00c_files.ipynb #1b820869
@@ -678,47 +679,34 @@ def check_labels(
     return dict(tracks_y0=m[0], tracks_y1=m[1], sigmas=z, verdict=verdict)
 
 # %% ../../nbs/00c_files.ipynb #52ff7e1d
-def _lock(path):
-    "The open file `path`, locked until it is closed or the process ends"
-    f = open(path, 'a')
-    try:
-        import fcntl
-
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # Windows
-    except BlockingIOError:
-        f.close()
-        found = 'another process packs into it'
-        raise DataError(
-            f'{path.parent.name} is in use', found=found, do='wait for it, or write elsewhere'
-        ) from None
-    return f
+_MARK = '.jetbook.pack'  # by which a folder is known as one of `pack`
+_PARTS = r'\d+\.\d+\.(count|pixel|value)|progress\.(jsonl|tmp)|store\.h5|\.jetbook\.pack'
 
 
 class _Part:
-    "The folder `*.part`, locked: its files, and in `state` how far they are valid"
+    "The folder `*.part`, which is locked: its files, and in `state` how far they are valid"
 
     def __init__(self, folder, names, key):
         self.folder = Path(folder)
         self.names = names
         self.rec = folder / 'progress.jsonl'
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = _lock(self.folder / 'lock')
         self.files = {}
         self.new = [0] * len(names)
-        self.log = self.lock
+        self.log = None
+        for p in self.folder.iterdir():
+            if p.is_symlink() or not p.is_file():
+                do = 'remove it, or choose another name for the store'
+                raise OutputError(f'{p} is not a file of pack', 'a link or a folder', 'a file', do)
         self.state = self._last_record()
         if self.state.get('key') != key or not self.complete():
             self.state = dict(key=key, done=0, up={}, entries=dict.fromkeys(names, 0), rounded=0)
-            for p in self.folder.iterdir():
-                if p.name != 'lock':
-                    p.unlink()
+            remove_named(self.folder, _PARTS)
+        (self.folder / _MARK).touch()
 
     def _last_record(self):
         "The last complete line of the record, {} if there is none"
         try:
-            return json.loads(self.rec.read_text().rsplit('\n', 2)[-2])
+            return json.loads(read_text(self.rec, 2**30).rsplit('\n', 2)[-2])
         except (OSError, ValueError, IndexError):
             return {}
 
@@ -781,7 +769,7 @@ class _Spool(_Part):
 
     def close(self):
         "Close all files; a full disk may fail again here, but what counts was committed"
-        for f in (*self.files.values(), self.log, self.lock):
+        for f in filter(None, (*self.files.values(), self.log)):
             with contextlib.suppress(OSError):
                 f.close()
 
@@ -950,18 +938,20 @@ def _report(store, rounded):
 @contextlib.contextmanager
 def _spool_beside(dest, src, *settings):
     "The spool of `dest`, removed when the store is complete or when a next run could not resume from it"
-    part = dest.with_name(dest.name + '.part')
+    part = output_folder(dest.with_name(dest.name + '.part'), _MARK)
     said = json.dumps([src.fingerprint(), *settings])
     key = hashlib.sha256(said.encode()).hexdigest() if src.files else os.urandom(8).hex()
-    with contextlib.closing(_Spool(part, src.channels, key)) as spool:
+    keep = False
+    with locked(part, keep=False):
         try:
-            yield spool
+            with contextlib.closing(_Spool(part, src.channels, key)) as spool:
+                yield spool
         except BaseException as e:
-            wrong = isinstance(e, JetbookError) and not isinstance(e.__cause__, OSError)
-            if wrong or not src.files:
-                shutil.rmtree(part)
+            keep = src.files and (not isinstance(e, JetbookError) or isinstance(e.__cause__, OSError))
             raise
-        shutil.rmtree(part)
+        finally:
+            if not keep:
+                remove_named(part, _PARTS)
 
 
 def _check_request(dest, negative, overwrite):
@@ -969,21 +959,20 @@ def _check_request(dest, negative, overwrite):
     choices = ('raise', 'zero', 'keep')
     if negative not in (None, *choices):
         raise ConfigError('No such choice for negative pixels', negative, ', '.join(map(repr, choices)))
-    if dest.exists() and not overwrite:
-        do = 'pass overwrite=True, or another name'
-        raise DataError(f'{dest.name} is there already', found=str(dest), do=do)
+    output_file(dest, overwrite=overwrite)
 
 
 @contextlib.contextmanager
 def _room_for(dest):
-    "Turn the error of a full disk into a `DataError`"
+    "Turn the error of a full disk into an `OutputError` that says what is kept"
     try:
         yield
     except OSError as e:
-        if isinstance(e, JetbookError) or e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        cause = e.__cause__ if isinstance(e, JetbookError) else e
+        if getattr(cause, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         do = f'free space on {dest.parent} and run again: what is packed so far is kept'
-        raise DataError(f'No room to pack into {dest.name}', found=str(e), do=do) from e
+        raise OutputError(f'No room to pack into {dest.name}', found=str(cause), do=do) from cause
 
 # %% ../../nbs/00c_files.ipynb #14a100bb
 def pack(
@@ -1000,9 +989,9 @@ def pack(
     **kwargs,  # for arrays: `columns`, `name`
 ):  # JetStore
     "Pack jet images losslessly into a `JetStore` file, in bounded memory; resume after a kill"
-    dest = Path(dest)
     _check_request(dest, negative, overwrite)
     src = open_source(source, layout, channels, label, **kwargs)
+    dest = output_file(dest, *src.files, overwrite=overwrite)
     with _room_for(dest), _spool_beside(dest, src, towers, negative) as spool:
         _fill_spool(src, spool, towers, negative, progress)
         _assemble(src, spool, dest, value_dtype)
@@ -1118,8 +1107,10 @@ def to_dense(
     chunks=None,  # HDF5 chunk shape; default: contiguous
     compression=None,  # HDF5 filter, e.g. 'gzip'
     progress: bool = False,  # show a bar
+    overwrite: bool = True,  # may it replace a file? Never the one that the store was read from
 ):  # Path
     "Write dense HDF5: `X_jets` (N,H,W,C), `m0`, `pt`, `y` as CMS does, or `image` (N,25,25) as LAGAN does"
+    path = output_file(path, self.path, overwrite=overwrite)
     lay = LAYOUTS[self.layout]
     store = self.to('cpu')
     idx = self.indices(idx)
@@ -1134,7 +1125,7 @@ def to_dense(
         for k, v in self.columns.items():
             f.create_dataset(k, data=v[idx])
         f.attrs['source'] = np.bytes_(self.source.encode())
-    return Path(path)
+    return path
 
 # %% ../../nbs/00c_files.ipynb #7fe1ac3e
 def _files_below(folder, depth=4, most=10_000):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MissingFile', 'OutputError', 'InUse', 'os_problem', 'output_file', 'output_folder', 'remove_dead', 'atomic_path',
-           'locked', 'input_file', 'read_text', 'checksum']
+           'locked', 'remove_named', 'input_file', 'read_text', 'checksum']
 
 # %% ../../nbs/00a_paths.ipynb #ab2b97d5
 import errno
@@ -211,6 +211,7 @@ def _write_problem(e):
 @contextmanager
 def locked(
     folder: str | Path,  # an output folder; it is made
+    keep: bool = True,  # False: at the end, remove the lock file, and the folder if nothing else is in it
 ):  # yields the folder
     "Hold the lock of a folder; an error if another process holds it. A new folder that stays empty is removed"
     from filelock import FileLock, SoftFileLock, Timeout
@@ -242,17 +243,30 @@ def locked(
     try:
         yield folder
     finally:
-        if made:
-            with suppress(OSError):
-                if os.listdir(folder) == [file.name]:  # nothing came of it
-                    file.unlink()
+        over = not keep
+        with suppress(OSError):
+            over = over or (made and os.listdir(folder) == [file.name])  # nothing came of it
+            if over:
+                file.unlink(missing_ok=True)
         lock.release()
-        if made:
+        if over:
             with suppress(OSError):
+                (folder / '.jetbook.lock').unlink(missing_ok=True)
                 folder.rmdir()
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+# %% ../../nbs/00a_paths.ipynb #8ca442d2
+def remove_named(
+    folder: str | Path,  # a folder, locked
+    names: str,  # a regular expression that a whole name must match
+):  # list of the paths that were removed
+    "Remove the regular files of a folder that have a name of ours; links and folders are left"
+    gone = [p for p in Path(folder).iterdir() if re.fullmatch(names, p.name) and _kind(p) == 'a file']
+    for p in gone:
+        p.unlink(missing_ok=True)
+    return gone
 
 # %% ../../nbs/00a_paths.ipynb #e018d627
 def input_file(
