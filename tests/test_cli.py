@@ -139,7 +139,7 @@ def test_files_that_are_none(folder):
 def test_rounded_values_differ_from_the_source(folder):
     assert here('pack', 'toy.h5', '-q', '-o', 'half.jets.h5', '--float16', cwd=folder)[0]==0
     status,out,err = here('pack', 'toy.h5', '-o', 'half.jets.h5', cwd=folder)
-    assert (status,err)==(1, 'jetbook: half.jets.h5 already exists\n  Do: pass --overwrite, or another name\n')
+    assert (status,err)==(1, 'jetbook: half.jets.h5 already exists\n  Found: a file\n  Do: pass --overwrite, or choose another name\n')
     assert here('pack', 'toy.h5', '-q', '-o', 'half.jets.h5', '--overwrite', '--float16', cwd=folder)[0]==0
     status,out,err = here('verify', 'half.jets.h5', 'toy.h5', cwd=folder)
     assert (status,out)==(1,'') and 'differs from its source' in err
