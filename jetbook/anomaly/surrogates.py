@@ -90,9 +90,7 @@ def _noise(x, rng):
 
 @_surrogate
 def _exchange(x, rng):
-    lit_first = lambda: np.argsort(
-        np.where(x > 0, rng.random(x.shape), 2), 1
-    )  # the lit pixels in random order
+    lit_first = lambda: np.argsort(np.where(x > 0, rng.random(x.shape), 2), 1)  # lit pixels, in random order
     out = np.zeros_like(x)
     np.put_along_axis(out, lit_first(), np.take_along_axis(x, lit_first(), 1), 1)
     return out
