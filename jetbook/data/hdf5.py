@@ -10,7 +10,7 @@ import io
 import math
 import os
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 import h5py
@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 import jetbook
 from .. import __version__
-from .paths import atomic_path, input_file, os_problem
+from .paths import atomic_path, file_kind, input_file, InUse, os_problem
 from jetbook.data.store import (
     ConfigError,
     DataError,
@@ -100,6 +100,20 @@ def new_h5(
             disk.f.close()
 
 # %% ../../nbs/00b_hdf5.ipynb #ab8315c5
+def _not_opened(path, e, complete):
+    "Why HDF5 could not open a file: the system, another kind of file, or damage"
+    if problem := os_problem(e):
+        what, do = problem
+        error = InUse if 'open for writing' in what or 'in use' in what else DataError
+        return error(f'{path.name} {what}', found=str(e), do=do)
+    kind, do = file_kind(path)
+    if kind != 'HDF5':
+        return DataError(
+            f'{path.name} is {kind}', found=kind, expected='an HDF5 file', do=do or 'jetbook pack'
+        )
+    return DataError(f'{path.name} is damaged or incomplete', found=str(e), do=complete)
+
+
 @contextmanager
 def open_h5(
     path: str | Path,  # an HDF5 file
@@ -107,15 +121,10 @@ def open_h5(
     "Open an HDF5 file of unknown origin for reading; a file that is damaged or not HDF5 gives a `DataError`"
     path = input_file(path)
     complete = 'check that the download is complete'
-    if path.stat().st_size == 0:
-        raise DataError('The file is empty', f'{path.name}, 0 bytes', 'an HDF5 file', 'download it again')
     try:
         f = h5py.File(path, 'r')
     except OSError as e:
-        if problem := os_problem(e):
-            what, do = problem
-            raise DataError(f'{path.name} {what}', found=str(e), do=do) from e
-        raise DataError(f'{path.name} is not a readable HDF5 file', found=str(e), do=complete) from e
+        raise _not_opened(path, e, complete) from e
     try:
         yield f
     except JetbookError:
@@ -144,7 +153,7 @@ def h5_attr(
 def _inside(f, name):
     "What lies at `name` in the open file `f`, without following a link"
     where = f
-    for part in name.split('/'):
+    for part in name.strip('/').split('/'):
         link = where.get(part, getlink=True) if isinstance(where, h5py.Group) else None
         if link is None:
             found = ', '.join(map(str, f)) or 'nothing'
@@ -203,10 +212,40 @@ HARMLESS = (
 GZIP_RATIO = 1032  # the largest factor by which gzip compresses
 
 
-def _check_inflates(ds, nbytes):
-    "Refuse compressed chunks that unpack to more than a chunk's `nbytes`: HDF5 would fill the memory with them"
+# names of filters that come with hdf5plugin
+_PLUGINS = {
+    307: 'bzip2',
+    32001: 'blosc',
+    32004: 'lz4',
+    32008: 'bitshuffle',
+    32013: 'zfp',
+    32015: 'zstd',
+    32017: 'sz',
+    32018: 'fcidecomp',
+    32024: 'sz3',
+    32026: 'blosc2',
+    32028: 'sperr',
+}
+
+
+def _filters(ds):
+    "Numbers of the filters that a dataset's chunks pass through; one that is not installed is an error"
     pl = ds.id.get_create_plist()
     filters = [pl.get_filter(i)[0] for i in range(pl.get_nfilters())]
+    if not all(map(h5py.h5z.filter_avail, filters)):
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401, makes them known to HDF5
+    for k in filters:
+        if not h5py.h5z.filter_avail(k):
+            found = f'compressed with {_PLUGINS.get(k, f"filter {k}")}, which is not installed'
+            do = 'pip install hdf5plugin' if k in _PLUGINS else 'rewrite the file with h5repack -f GZIP=4'
+            raise DataError(f'{ds.name.lstrip("/")} needs an HDF5 filter', found, do=do)
+    return filters
+
+
+def _check_inflates(ds, nbytes):
+    "Refuse compressed chunks that unpack to more than a chunk's `nbytes`: HDF5 would fill the memory with them"
+    filters = _filters(ds)
     packers = [k for k in filters if k not in HARMLESS]
     if not packers:
         return
