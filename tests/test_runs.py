@@ -7,6 +7,7 @@ from fastai.callback.core import Callback
 from sklearn.metrics import roc_auc_score
 
 import jetbook.train.runs as runs
+from conftest import tamper
 from jetbook.data.loaders import split
 from jetbook.data.store import ConfigError, DataError, JetStore, toy_jets
 from jetbook.train.recipes import RESERVED, recipe
@@ -46,6 +47,44 @@ def test_weights_of_another_model_are_refused(folder):
     with pytest.raises(DataError, match='with more'): fit_weights(toy_learner(), {**state, 'more':torch.zeros(1)})
     with pytest.raises(DataError, match='float64'): fit_weights(toy_learner(), {k:v.double() for k,v in state.items()})
     with pytest.raises(DataError, match='is this a run folder'): load_bundle(folder/'nowhere')
+
+def test_weights_belong_to_their_settings(tmp_path):
+    learn = toy_learner()
+    a,b = (save_bundle(learn, dict(format='x', seed=i), tmp_path/str(i)) for i in (1, 2))
+    (a/'config.json').write_text(json.dumps(dict(seed=1, format='x'))) # the same, laid out otherwise
+    assert load_bundle(a)[0]==dict(format='x', seed=1)
+    shutil.copy(b/'config.json', a)
+    with pytest.raises(DataError, match='do not belong together'): load_bundle(a)
+
+def test_a_bundle_replaces_its_like_and_nothing_else(tmp_path):
+    learn = toy_learner()
+    a = save_bundle(learn, dict(format='x', seed=1), tmp_path/'a')
+    save_bundle(learn, dict(format='x', seed=2), a)
+    assert load_bundle(a)[0]['seed']==2
+    with pytest.raises(ConfigError, match='holds something else. Found: x. Expected: y'): save_bundle(learn, dict(format='y'), a)
+    (a/'config.json').unlink()
+    with pytest.raises(ConfigError, match='weights without a config.json'): save_bundle(learn, dict(format='x'), a)
+
+def test_a_bundle_is_complete_or_it_has_no_weights(tmp_path, monkeypatch):
+    a = save_bundle(toy_learner(), dict(seed=1), tmp_path/'a')
+    with monkeypatch.context() as m:
+        def power_cut(*args): raise KeyboardInterrupt
+        m.setattr(runs, 'save_tensors', power_cut)
+        with pytest.raises(KeyboardInterrupt): save_bundle(toy_learner(), dict(seed=2), a)
+    with pytest.raises(DataError, match='No model.safetensors'): load_bundle(a)
+    assert load_bundle(save_bundle(toy_learner(), dict(seed=2), a))[0]==dict(seed=2)
+
+def test_weights_that_are_nan_are_refused(tmp_path):
+    state = toy_learner().model.state_dict()
+    save_bundle({k:v*float('inf') if k=='2.running_var' else v for k,v in state.items()}, {}, tmp_path/'inf') # a buffer may be infinite
+    for v in ('nan', 'inf'):
+        bad = {**state, '3.bias':state['3.bias'].clone().fill_(float(v))}
+        if v=='nan':
+            with pytest.raises(DataError, match='NaN. Found: 3.bias'): save_bundle(bad, {}, tmp_path/'bad')
+        else:
+            with pytest.raises(DataError, match='infinite. Found: 3.bias'): fit_weights(toy_learner(), bad)
+    runs.save_tensors(tmp_path/'inf'/'model.safetensors', bad | {'3.bias':bad['3.bias']*0}, dict(config=str(runs.text_checksum({}))))
+    with pytest.raises(DataError, match='NaN. Found: 3.bias'): load_bundle(tmp_path/'inf')
 
 # --- jets by their contents
 
@@ -147,11 +186,11 @@ def test_a_learner_of_a_run_takes_its_own_jets(run, store):
 
 @pytest.mark.parametrize('change,why', [
     (dict(recipe='os.system'), 'No such recipe'), (dict(recipe='test_ae'), 'has no such setting'), (dict(settings=dict(width='import os')), 'Expected: int'),
-    (dict(settings=dict(width=24, func='eval')), 'no such setting'), (dict(settings=None), 'no settings'), (dict(settings=dict(width=10**12)), 'makes no model'),
+    (dict(settings=dict(width=24, func='eval')), 'no such setting'), (dict(settings=None), 'no settings'), (dict(settings=dict(width=10**12)), 'larger model'), (dict(settings=dict(width=10**6)), 'larger model'),
     (dict(settings=dict(width=8)), 'of another model'), (dict(store=None), 'does not describe'), (dict(format='pickle'), 'not a run'), (dict(version=99), 'another version')])
 def test_an_altered_config_is_an_error_and_no_more(change, why, run, tmp_path):
-    shutil.copy(run.path/'model.safetensors', tmp_path)
-    (tmp_path/'config.json').write_text(json.dumps({**run.config, **change}))
+    for name in ('config.json', 'model.safetensors'): shutil.copy(run.path/name, tmp_path)
+    tamper(tmp_path, **change)
     with pytest.raises((ConfigError, DataError), match=why): Run(tmp_path).learner()
 
 # --- evaluation
@@ -173,7 +212,7 @@ def test_readings_of_the_test_part_are_counted(run, store, folder):
     assert len(run.metrics['test_reads'])==1
     other = train('test_clf', store, folder/'other', **{**ARGS, 'seed':4})
     shutil.copytree(run.path, folder/'swapped')
-    shutil.copy(other.path/'model.safetensors', folder/'swapped')
+    save_bundle(load_bundle(other.path)[1], run.config, folder/'swapped')
     with pytest.warns(UserWarning, match='reading 2 of the test part'): evaluate(folder/'swapped', store)
     assert len(Run(folder/'swapped').metrics['test_reads'])==2
 
