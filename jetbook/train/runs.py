@@ -43,6 +43,7 @@ from jetbook.train.training import (
     epoch_of,
     find_lr,
     flatten_tree,
+    FROM_BELOW,
     from_json,
     header_tensors,
     keep_memory,
@@ -224,11 +225,11 @@ def _like(d, n=64):
         labels = ALIASES['label']
         cols = {str(k): np.arange(n) % 2 if k in labels else rng.uniform(60, 100, n) for k in d['columns']}
         return JetStore.from_entries(entries, h, w, up, cols, 'toy jets: random numbers', str(d['layout']))
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+    except FROM_BELOW as e:
         found = f'{type(e).__name__}: {e}'[:200]
         raise ConfigError('The run does not describe its jets', found=found) from e
 
-# %% ../../nbs/01d_runs.ipynb #6028025a
+# %% ../../nbs/01d_runs.ipynb #b527b72f
 _OR_NULL = type(None)
 _RUN = dict(
     recipe=str,
@@ -260,6 +261,8 @@ def read_history(
     path = Path(path)
     text = read_text(path, 2**26)
     try:
+        if not text.endswith('\n'):
+            raise ValueError('it ends in the middle of a line')
         t = pd.read_csv(io.StringIO(text))
     except (ValueError, OverflowError) as e:  # pandas' own errors are ValueErrors
         problem = f'{path.name} is not a table'
@@ -326,7 +329,11 @@ class Run:
 
     def __repr__(self):
         state = '' if self.complete else ', not finished'
-        return f'Run {self.name}: {self.config.get("recipe")}, {len(self.history)} epochs{state}'
+        try:
+            epochs = f'{len(self.history)} epochs'
+        except JetbookError:
+            epochs = 'its history cannot be read'
+        return f'Run {self.name}: {self.config["recipe"]}, {epochs}{state}'
 
 # %% ../../nbs/01d_runs.ipynb #df486eed
 @patch
@@ -353,7 +360,7 @@ def _of_a_run(what):
         yield
     except JetbookError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+    except FROM_BELOW as e:
         found = f'{what}: {type(e).__name__}: {e}'[:200]
         raise DataError('config.json is not what it should be', found=found, do='fetch it again') from e
 
@@ -374,7 +381,9 @@ def learner(
     try:
         with building(shapes):
             learn = self.recipe.func(jets, parts, **settings)
-    except (RuntimeError, MemoryError) as e:
+    except JetbookError:
+        raise
+    except FROM_BELOW as e:
         raise ConfigError(f'{self.recipe.name} makes no model of these settings', found=str(e)[:200]) from e
     finally:
         set_rng_state(rng)
@@ -533,6 +542,17 @@ def _write_history(run, rows):
         pd.DataFrame(rows).to_csv(part, index=False)
 
 
+@contextmanager
+def _in_our_words():
+    "fastai puts a line before the text of errors that are raised in callbacks; take it away from ours"
+    try:
+        yield
+    except JetbookError as e:
+        kind, args = e.__reduce__()
+        e.args = kind(*args).args
+        raise
+
+
 def _fit(learn, run, progress, cbs):
     "Train, with a checkpoint after each epoch"
     c = run.config
@@ -547,6 +567,7 @@ def _fit(learn, run, progress, cbs):
         if not progress:
             stack.enter_context(quiet(learn))
         stack.enter_context(saving_in(file.parent, learn, ck))
+        stack.enter_context(_in_our_words())
         learn.fit(c['epochs'], cbs=[sched, ck, Replay(list(ck.rows)), *L(cbs)], start_epoch=ck.first)
     _finish(learn, run, ck.rows, epoch_of(learn.model, ck))
     remove_dead(file)
