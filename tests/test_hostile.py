@@ -81,7 +81,7 @@ def test_no_data_file_at_all(tmp_path, data, name):
 
 def test_no_file(tmp_path):
     for fn in (JetStore, info, open_source, verify): refused(lambda: fn(tmp_path/'gone.h5'), 'No such file')
-    refused(lambda: JetStore(tmp_path), 'No such file')
+    refused(lambda: JetStore(tmp_path), 'is a folder')
     refused(lambda: open_source(tmp_path), 'No files')
 
 @pytest.mark.parametrize('what', ['group','text','compound','objects','nothing','type'])
