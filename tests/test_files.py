@@ -204,7 +204,7 @@ def test_negative_pixels(x, tmp_path):
     y[17, 3, 4, 1] = -1
     eq(pack(y, tmp_path/'keep.jets.h5', negative='keep', progress=False).images([17])[0, 1, 3, 4].item(), -1.)
     eq(pack(y, tmp_path/'zero.jets.h5', negative='zero', progress=False).images([17])[0, 1, 3, 4].item(), 0.)
-    fails(lambda: pack(x, tmp_path/'keep.jets.h5', progress=False), contains='there already')
+    fails(lambda: pack(x, tmp_path/'keep.jets.h5', progress=False), contains='already exists')
     fails(lambda: pack(x, tmp_path/'q.jets.h5', negative='drop', progress=False), contains="'raise'")
 
 def test_labels_that_are_refused(x, tmp_path):
