@@ -20,9 +20,10 @@ SECONDS = 60  # for a run that is not killed
 GOOD = ('whole',)
 BAD = 'stuck', 'lost', 'left', 'touched', 'broken', 'both', 'orphans', 'foreign', 'hang'
 
-Verb = namedtuple('Verb', 'name owner weight act result out mark', defaults=[None])
+Verb = namedtuple('Verb', 'name owner weight act result out mark begin', defaults=[None, None])
 Verb.__doc__ = """act(place, good, variant) writes `place / out`; result(place, good): what is there, as
-parts; mark: name of the file that shows a folder is ours, where two at once must not both win"""
+parts; mark: name of the file that shows a folder is ours, where two at once must not both win;
+begin(place, good): what is there before"""
 
 
 # --- the verbs -------------------------------------------------------------------------------------------
@@ -166,11 +167,13 @@ def _compared(place, good):
     return {r.name: S.steady(v) for r, v in zip(runs, tagger_scores(runs)['pfn_quick'])}
 
 
+def _a_run(place, good):
+    shutil.copytree(good / 'classifier' / 'run', place / 'out')
+
+
 def _evaluate(place, good, v):
     from jetbook.train.runs import evaluate
 
-    if not (place / 'out').exists():  # a run of the user's, finished before
-        shutil.copytree(good / 'classifier' / 'run', place / 'out')
     evaluate(place / 'out', S._jets(good), ('test', 'train')[v])
 
 
@@ -212,7 +215,7 @@ def verbs():
             'config.json',
         ),
         Verb('train graph', 'runs', 4, _trained('gcn', 'few', **small), _run, 'out', 'config.json'),
-        Verb('evaluate', 'runs', 6, _evaluate, _evaluated, 'out'),
+        Verb('evaluate', 'runs', 6, _evaluate, _evaluated, 'out', None, _a_run),
         Verb('fit mean_image', 'anomaly', 10, _fitted('mean_image'), _bundle, 'out', 'config.json'),
         Verb('fit ae', 'anomaly', 7, _fitted('ae', epochs=2), _bundle, 'out', 'config.json'),
         Verb('compress', 'anomaly', 6, _compress, _bytes('out.jetz'), 'out.jetz'),
@@ -308,10 +311,8 @@ def reference(verb, good, base):
     "Result, files, seconds and file operations of a run that nothing disturbs, for both variants"
     refs = []
     for v in range(2):
-        place = new_place(base)
         for _ in range(2 if v == 0 else 1):  # the first time is slower
-            shutil.rmtree(place)
-            place.mkdir()
+            place = new_place(base, verb, good)
             r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), 6 * SECONDS)
         if 'parts' not in r:
             raise RuntimeError(f'{verb.name} does not run: {r}')
@@ -320,10 +321,13 @@ def reference(verb, good, base):
     return refs
 
 
-def new_place(base):
+def new_place(base, verb, good):
+    "An empty folder, or with what is there before the verb runs"
     place = base / 'place'
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
+    if verb.begin:
+        verb.begin(place, good)
     return place
 
 
@@ -469,7 +473,7 @@ def run_kill(verb, seed, index, good, base, refs):
     rec = dict(id=f'k{seed}-{index}', subject=verb.name, owner=verb.owner)
     if rng.random() < 0.12:
         return dict(rec, **_rivals(verb, good, base, refs, rng))
-    place = new_place(base)
+    place = new_place(base, verb, good)
     mine = _plant(place, verb, rng)
     v = 0
     ref = refs[v]
@@ -518,9 +522,11 @@ def _again(verb, place, good, v, ref, mine):
     differs = [k for k, p in ref['parts'].items() if r['parts'].get(k) != p]
     if differs or set(r['parts']) != set(ref['parts']):
         return dict(end='lost', text='other ' + ', '.join(differs or sorted(r['parts'])))
-    left = listing(place) - ref['names'] - set(mine) - _folders(mine)
-    if left:
+    names = listing(place)
+    if left := names - ref['names'] - set(mine) - _folders(mine):
         return dict(end='left', text=', '.join(sorted(left)[:5]))
+    if missing := ref['names'] - names:
+        return dict(end='lost', text='not there: ' + ', '.join(sorted(missing)[:5]))
     return dict(end='whole')
 
 
@@ -529,7 +535,7 @@ def _again(verb, place, good, v, ref, mine):
 
 def _rivals(verb, good, base, refs, rng):
     "Two different runs into one place: one wins, and the other says so; files may be replaced as a whole"
-    place = new_place(base)
+    place = new_place(base, verb, good)
     mine = _plant(place, verb, rng)
     started = []
     for v in range(2):
