@@ -116,13 +116,13 @@ def test_pack_info_verify_and_back(folder):
     assert 'layout     cms' in dense.stdout and re.search(r'^HCAL +25x25 +5 ', dense.stdout, re.M)
     r = jetbook('export-dense', 'a.jets.h5', '-o', 'b.h5', '-q', cwd=folder)
     assert r.stderr==''
-    assert json.loads(here('verify', 'a.jets.h5', 'b.h5', '--json', '-q', cwd=folder)[1])==dict(jets=40, compared=40, identical=True)
+    assert json.loads(here('verify', 'a.jets.h5', 'b.h5', '--json', '-q', cwd=folder)[1])==dict(jets=40, checksums=12, compared=40, identical=True)
 
 def test_verify_finds_one_wrong_bit(folder):
     import h5py
     assert here('pack', 'toy.h5', '-q', '-o', 'c.jets.h5', cwd=folder)[0]==0
     with h5py.File(folder/'c.jets.h5','r+') as f: f['ECAL/value'].write_direct((f['ECAL/value'][:].view('uint32') ^ 1).view('float32'))
-    assert 'differs from its source' in here('verify', 'c.jets.h5', 'toy.h5', '-q', cwd=folder)[2]
+    assert 'ECAL/value is damaged: its checksum differs' in here('verify', 'c.jets.h5', '-q', cwd=folder)[2]
 
 def test_info_of_a_sample_that_comes_with_jetbook():
     status,out,err = here('info', 'sample:qg')
