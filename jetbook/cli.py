@@ -9,6 +9,7 @@ __all__ = ['VERBS', 'arg', 'verb', 'parser', 'main']
 import argparse
 import codecs
 import contextlib
+import difflib
 import glob
 import json
 import math
@@ -85,9 +86,26 @@ def _add_verb(subparsers, name, v):
     p.set_defaults(func=v['func'])
 
 
+def _nearest(name, known):
+    "What `name` could be instead, to end a sentence"
+    near = difflib.get_close_matches(str(name), known, 1, 0.6)
+    return f' (did you mean {near[0]}?)' if near else ''
+
+
+class _Parser(argparse.ArgumentParser):
+    def _check_value(self, action, value):
+        "Refuse what is none of the choices, and name the nearest"
+        if action.choices is not None and value not in action.choices:
+            known = [str(c) for c in action.choices]
+            expected = ', '.join(known)
+            raise argparse.ArgumentError(
+                action, f'found {value!r}{_nearest(value, known)}, expected one of {expected}'
+            )
+
+
 def parser():  # argparse.ArgumentParser
     "The parser of the command line, made from the registered verbs"
-    p = argparse.ArgumentParser(
+    p = _Parser(
         'jetbook',
         usage='jetbook [-h] [--version] VERB ...',
         description=_overview(),
@@ -260,6 +278,15 @@ def _expand(value):
     return [name for v in value for name in (sorted(glob.glob(v)) if _is_pattern(v) else []) or [v]]
 
 
+def _unknown(name, verb):
+    "What to say of an argument that a verb does not have"
+    if verb is None:
+        return f'unrecognized argument: {name}'
+    options = [n for names, _ in VERBS[verb]['args'] for n in names if n.startswith('--')]
+    near = _nearest(name, options) if name.startswith('--') else ''
+    return f'jetbook {verb} has no argument {name}{near}; its own are listed by jetbook {verb} --help'
+
+
 def _is_pattern(value):
     return isinstance(value, str) and '=' not in value and glob.has_magic(value)
 
@@ -271,7 +298,9 @@ def main(
     _show_all_characters()
     p = parser()
     try:
-        a = p.parse_args(argv)
+        a, unknown = p.parse_known_args(argv)
+        if unknown:
+            p.error(_unknown(unknown[0].split('=')[0], a.verb))
     except SystemExit as e:  # after the help, or a message about wrong usage
         _flush()
         return e.code
@@ -858,7 +887,9 @@ def _compare_recipes(a):
         '--valid', type=_fraction, default=0.1, help='with --recipes: fraction for validation (default: 0.1)'
     ),
     arg('--test', type=_fraction, default=0.4, help='with --recipes: fraction for testing (default: 0.4)'),
-    arg('--part', default='test', help='part to report on (default: test)'),
+    arg(
+        '--part', default='test', choices=('test', 'valid', 'train'), help='part to report on (default: test)'
+    ),
     arg('--plot', metavar='PNG', type=_picture, help='also draw ROC curves (classifiers) or losses'),
     _JSON,
     example='  jetbook compare runs/* --plot runs.png\n'
