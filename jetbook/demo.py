@@ -285,8 +285,8 @@ def _tagger_text(run, store):
     return f"""`pfn_quick`, a set network, takes a jet as the list of the detector's entries, each with its
     direction and momentum, and was trained on {n_train:,} jets in {run.metrics['fit']['seconds']:.1f} seconds. It
     is compared with single observables, and with boosted trees on {of_jet} of them and on the {profile} values of
-    the jet's profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is wide. The
-    rejection at 50% is one over the fraction of gluon jets kept at 50% quark efficiency."""
+    the jet's profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is wide.
+    The rejection at 50% is one over the fraction of gluon jets kept at 50% quark efficiency."""
 
 
 def _section_taggers(s, store):
@@ -389,7 +389,8 @@ same error are better.
 
 A 25x25 image takes 2,500 bytes as float32, but few of its pixels are lit. A code rounds their values, in steps whose
 size sets the loss, and stores which pixels are lit and their intensities. The learned code (recipe `pixel_code`,
-{epochs} on {n:,} jets) predicts each pixel from the previous ones; an entropy coder turns good predictions into few bytes."""
+{epochs} on {n:,} jets) predicts each pixel from the previous ones; an entropy coder turns good predictions into few
+bytes."""
 
 
 def _bytes_table(code, store):
