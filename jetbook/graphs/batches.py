@@ -17,10 +17,9 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 from fastcore.basics import patch
-from numba import njit
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
-from ..data.store import ConfigError, DataError, JetStore, Ragged
+from ..data.store import ConfigError, DataError, JetStore, njit, Ragged
 from ..data.paths import atomic_path
 from ..data.loaders import Split, StoreDL
 from ..data.loaders import split as split_jets
