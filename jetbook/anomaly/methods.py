@@ -993,7 +993,7 @@ def scan(
     method,  # fitted, or the folder of one or of an autoencoder's run
     store: JetStore,  # jets to score, or the path of a packed store
     out: str | Path = None,  # packed store to write, with columns `anomaly_NAME`, `anomaly_NAME_p`
-    picture: str | Path = None,  # PNG of the most anomalous jets; default: beside `out`
+    picture: str | Path = None,  # PNG of the most anomalous jets; default: next to `out`
     top: int = 8,  # jets in it, 1 to 100
     overwrite: bool = True,  # may `out` and `picture` replace files?
 ):  # pandas.DataFrame, one row per jet, most anomalous first: score, p (if calibrated), class (if labelled)
