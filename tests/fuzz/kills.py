@@ -418,22 +418,21 @@ def _act(verb, place, good, v, kill_at, say):
     _tell(lambda: verb.act(place, good, v), say)
 
 
-def _kill_once(verb, place, good, v, ref, rng):
-    "Start and kill; how, or None if it was over before"
+def _kill_once(verb, place, good, v, ref, rng, share):
+    "Start and kill, in the first `share` of the run; how, or None if it was over before"
+    at, seconds = None, rng.uniform(0, share) * ref['seconds']
     if rng.random() < 0.4:
-        at = int(rng.integers(1, ref['events'] + 1))
-        r = collect(*pool.fork(_act, verb, place, good, v, at, group=True), 2 * SECONDS)
-        return f'before file operation {at}' if r['end'] == signal.SIGKILL else None
-    seconds = rng.uniform(0, 1.05) * ref['seconds']
-    pid, r = pool.fork(_act, verb, place, good, v, None, group=True)
-    time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    end = collect(pid, r)
-    left = _group_left(pid)
-    if left:
-        return f'{left} after {seconds:.3f} s'
-    return f'after {seconds:.3f} s' if end['end'] == signal.SIGKILL else None
+        at = int(rng.integers(1, max(int(ref['events'] * share), 1) + 1))
+    pid, r = pool.fork(_act, verb, place, good, v, at, group=True)
+    if at is None:
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    end = collect(pid, r, 2 * SECONDS)
+    how = f'after {seconds:.3f} s' if at is None else f'before file operation {at}'
+    if _group_left(pid):
+        return f'orphans {how}'
+    return how if end['end'] == signal.SIGKILL else None
 
 
 def _group_left(pid, seconds=15):
@@ -473,6 +472,15 @@ def run_kill(verb, seed, index, good, base, refs):
     rec = dict(id=f'k{seed}-{index}', subject=verb.name, owner=verb.owner)
     if rng.random() < 0.12:
         return dict(rec, **_rivals(verb, good, base, refs, rng))
+    for share in (1, 0.6, 0.3, 0.1):  # until a kill comes before the end
+        end = _kill_and_look(verb, good, base, refs, rng, share)
+        if end['kills']:
+            break
+    return dict(rec, **end)
+
+
+def _kill_and_look(verb, good, base, refs, rng, share):
+    "One to three kills, each in the run that follows, and then the run that may end"
     place = new_place(base, verb, good)
     mine = _plant(place, verb, rng)
     v = 0
@@ -482,21 +490,19 @@ def run_kill(verb, seed, index, good, base, refs):
         old = _older(verb, place, good)
     how = []
     for _ in range(int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))):
-        said = _kill_once(verb, place, good, v, ref, rng)
+        said = _kill_once(verb, place, good, v, ref, rng, share)
         if said is None:
             break
         how.append(said)
         if 'orphans' in said:
-            return dict(rec, kills=len(how), how=how, end='orphans')
+            return dict(kills=len(how), how=how, end='orphans')
         if _half(verb, place, good, refs, old):
-            return dict(
-                rec, kills=len(how), how=how, end='broken', text=f'under {verb.out} lies what is not whole'
-            )
+            return dict(kills=len(how), how=how, end='broken', text=f'{verb.out} is not whole')
         if rng.random() < 0.3:
             mine.update(_plant_inside(place, verb, rng))
     end = _again(verb, place, good, v, ref, mine)
     shutil.rmtree(place)
-    return dict(rec, kills=len(how), how=how, over=old is not None, **end)
+    return dict(kills=len(how), how=how, over=old is not None, **end)
 
 
 def _older(verb, place, good):
