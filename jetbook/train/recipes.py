@@ -109,7 +109,7 @@ def check_setting(
     expected = ' or '.join(names) or 'a plain value'
     raise ConfigError(f'Setting {k} of {name} cannot be that', found=repr(v)[:80], expected=expected)
 
-# %% ../../nbs/01b_recipes.ipynb #b57b1fc9
+# %% ../../nbs/01b_recipes.ipynb #49b1b516
 @dataclass(frozen=True)
 class Range:
     "The numbers that a setting, or each item of a list, may be"
@@ -178,6 +178,8 @@ def check_range(
     if isinstance(v, (list, tuple)) and len(v) > limits.items:
         expected = f'at most {limits.items}'
         raise ConfigError(f'{k} of {name} has too many items', found=f'{len(v):,}', expected=expected)
+    if isinstance(v, (list, tuple)):
+        k, v = next((f'{k}[{i}]', o) for i, o in enumerate(v) if not limits.holds(o))
     raise ConfigError(f'{k} of {name} is out of range', found=repr(v)[:80], expected=str(limits))
 
 # %% ../../nbs/01b_recipes.ipynb #2f2da227
@@ -254,7 +256,7 @@ def parse(
         raise ConfigError('Not a setting', found=bad[0], expected='name=value')
     return {k.strip(): value(v) for k, _, v in (p.partition('=') for p in pairs)}
 
-# %% ../../nbs/01b_recipes.ipynb #fbb1c365
+# %% ../../nbs/01b_recipes.ipynb #bf02b193
 @dataclass(frozen=True)
 class Takes:
     "Which jets a recipe takes; what is left out is free"
@@ -285,7 +287,7 @@ def _wrong_images(takes, store, names):
         or (takes.sides is not None and not all(takes.sides[0] <= n <= takes.sides[1] for n in sides))
     )
 
-# %% ../../nbs/01b_recipes.ipynb #b6601ffb
+# %% ../../nbs/01b_recipes.ipynb #ba6df1e9
 def _check_labels(r, store, split, only):
     "Are there jets of the classes that the recipe learns from?"
     if store.label_column is None:
@@ -318,7 +320,7 @@ def _check_both(r, part, counts):
     elif fewest < 10 and part == 'train':
         warnings.warn(f'Very few training jets of a class ({found}): {r.name} can learn little from them')
 
-# %% ../../nbs/01b_recipes.ipynb #aabc7b38
+# %% ../../nbs/01b_recipes.ipynb #2073bc31
 def machine_memory():  # int, bytes; None where it is not known
     "Memory of this machine, or of the container it is"
     sizes = []
