@@ -23,7 +23,7 @@ def _link(url, text): return f'[{text}]({url})'
 def slug(heading): return re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-')
 
 def picture(book, where):
-    "The first picture under a heading of a notebook, as `02_conv_ae#why-it-paints-black`: (`Shown`, PNG)"
+    "The first picture under a heading of a notebook, as `02_conv_ae#collapse-to-black-and-how-to-avoid-it`: (`Shown`, PNG)"
     k,_,at = where.strip().partition('#')
     there = [s for s in book.shown.get(k, ()) if s.pngs]
     for s in there:

@@ -46,6 +46,15 @@ def survives(*args, **kwargs):
     assert e.error is None, e.error[2]
     return e.value,e.peak
 
+def tamper(folder, **change):
+    "Change settings of a bundle as somebody does who can make checksums"
+    import json
+    from jetbook.train.training import load_tensors, save_tensors, text_checksum, write_json
+    config = {**json.loads((folder/'config.json').read_text()), **change}
+    write_json(folder/'config.json', config)
+    tensors,meta = load_tensors(folder/'model.safetensors')
+    save_tensors(folder/'model.safetensors', tensors, {**meta, 'config':str(text_checksum(config))})
+
 @pytest.fixture(scope='session')
 def toys():
     "Toy quark/gluon jets"

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import tamper
 from scipy.spatial.distance import cdist, mahalanobis
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
@@ -184,8 +185,7 @@ def test_towers_keep_one_channel_images_and_columns(toys):
 ])
 def test_tampered_configs(change, text, toys, tmp_path):
     save_method(MeanImage().fit(toys), tmp_path)
-    f = tmp_path / 'config.json'
-    f.write_text(json.dumps({**json.loads(f.read_text()), **change}))
+    tamper(tmp_path, **change)
     with pytest.raises((ConfigError, DataError), match=text):
         load_method(tmp_path)
 
@@ -210,7 +210,7 @@ def test_features_of_another_number_of_observables(toys, tmp_path):
     f = tmp_path / 'config.json'
     c = json.loads(f.read_text())
     assert c['settings'] == dict(columns=['girth', 'ptd'], k=50)
-    f.write_text(json.dumps({**c, 'settings': {}}))
+    tamper(tmp_path, settings={})
     with pytest.raises(DataError, match='another method'):
         load_method(tmp_path)
 

@@ -2,6 +2,8 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
 import zlib
 from unittest.mock import patch as mock
 
@@ -42,7 +44,7 @@ def test_other_errors_of_the_system_are_passed_on(tmp_path):
 
 # --- opening ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('data,why', [(b'', 'is empty'), (b'x'*99, 'not a readable'), ('cut', 'truncated'), (None, 'No such file')])
+@pytest.mark.parametrize('data,why', [(b'', 'is empty'), (b'x'*99, 'is text'), ('cut', 'truncated'), (None, 'No such file')])
 def test_files_that_cannot_be_opened(tmp_path, data, why):
     p = tmp_path/'a.h5'
     if data=='cut':
@@ -50,6 +52,30 @@ def test_files_that_cannot_be_opened(tmp_path, data, why):
         data = p.read_bytes()[:-40]
     if data is not None: p.write_bytes(data)
     fails(lambda: open_h5(p).__enter__(), contains=why)
+
+def test_a_file_that_is_open_for_writing(tmp_path):
+    with h5py.File(tmp_path/'a.h5', 'w') as f:
+        f['x'] = np.arange(9.)
+        f.flush()
+        code = f"from jetbook.data.hdf5 import open_h5\ntry: open_h5({str(tmp_path/'a.h5')!r}).__enter__()\nexcept Exception as e: print(type(e).__name__, e)"
+        said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
+        assert 'InUse' in said and 'in use by another process' in said and 'HDF5_USE_FILE_LOCKING' in said, said
+
+def test_too_many_open_files(tmp_path):
+    with h5py.File(tmp_path/'a.h5', 'w') as f: f['x'] = np.arange(9.)
+    with mock.object(h5py, 'File', side_effect=OSError(errno.EMFILE, 'Too many open files')):
+        fails(lambda: open_h5(tmp_path/'a.h5').__enter__(), contains='too many open files')
+
+def test_filters_that_are_not_installed(tmp_path):
+    with h5py.File(tmp_path/'a.h5', 'w') as f: f.create_dataset('x', data=np.ones(100), chunks=(10,), compression='gzip')
+    with mock.object(h5py.h5z, 'filter_avail', lambda k: False), mock.dict(hdf5._PLUGINS, {1: 'zstd'}), open_h5(tmp_path/'a.h5') as f:
+        fails(lambda: h5_dataset(f, 'x'), contains='compressed with zstd, which is not installed. Do: pip install hdf5plugin')
+
+def test_filters_of_hdf5plugin(tmp_path):
+    p = pytest.importorskip('hdf5plugin')
+    with h5py.File(tmp_path/'a.h5', 'w') as f:
+        for k in ('Blosc', 'Zstd', 'LZ4'): f.create_dataset(k, data=np.ones(100), chunks=(10,), **getattr(p, k)())
+    with open_h5(tmp_path/'a.h5') as f: assert all(h5_dataset(f, k)[:].sum()==100 for k in f)
 
 def test_an_error_after_opening_names_the_file(tmp_path):
     with h5py.File(tmp_path/'a.h5', 'w') as f: f['x'] = np.arange(9.)

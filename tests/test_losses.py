@@ -18,7 +18,7 @@ MIXED = partial(torch.autocast, 'cpu', dtype=torch.bfloat16)
 @pytest.mark.parametrize('call,why', [
     (lambda: check_pair(X, X[:,:1]), 'differ in shape'),
     (lambda: WeightedMSE()(X[:,0], X[:,:1]), 'missing channel axis'),
-    (lambda: WeightedMSE(reduction='max')(X, X), 'one number a jet'),
+    (lambda: WeightedMSE(reduction='max')(X, X), 'one number per jet'),
     (lambda: KLDivergence()(torch.zeros(2, 3), torch.zeros(2, 4)), 'differ in shape'),
     (lambda: GaussianNLL(per='batch')(X, X), "per='batch'"),
     (lambda: BCEReconstruction()(X, 2*X), 'min-max scale first'),

@@ -8,6 +8,7 @@ import jetbook.data.files as files
 from conftest import child, survives
 from jetbook.data.store import DataError, JetStore, toy_jets
 from jetbook.data.files import pack
+from jetbook.data.paths import OutputError
 
 @pytest.fixture
 def late_file(tmp_path):
@@ -30,7 +31,7 @@ def unbroken(source):
     quietly(source, dest)
     return dest.read_bytes()
 
-WATCHED = [sys.modules[f'jetbook.{o}'].__file__ for o in ('data.files','data.store','data.hdf5')]
+WATCHED = [sys.modules[f'jetbook.{o}'].__file__ for o in ('data.files','data.store','data.hdf5','data.paths')]
 
 def lines_run(fn, *args, kill=None):
     "Run `fn`, counting the lines of jetbook's files that are executed; SIGKILL this process at line number `kill`"
@@ -103,7 +104,7 @@ def test_killed_at_any_moment(tmp_path, monkeypatch):
 def refused_for_room(source, dest, **kwargs):
     "What `pack` says where there is no room; only such an error is let through"
     try: pack(source, dest, progress=False, **kwargs)
-    except DataError as e:
+    except OutputError as e:
         assert 'No room' in e.what and 'free space' in e.do, e
         return str(e)
 
@@ -148,7 +149,7 @@ def test_full_disk_while_saving(small_disk):
     toys = toy_jets(900)
     (small_disk/'a.jets.h5').write_bytes(b'old')
     for fn in (lambda: toys.save(small_disk/'a.jets.h5'), lambda: toys.to_dense(small_disk/'a.jets.h5')):
-        with pytest.raises(DataError, match='No room to write a.jets.h5.*Do: free space'): fn()
+        with pytest.raises(OutputError, match='a.jets.h5 does not fit: no space is left.*Do: free space'): fn()
         assert (small_disk/'a.jets.h5').read_bytes()==b'old' and len(list(small_disk.iterdir()))==1
 
 # --- what the next run may go on from ---------------------------------------------------------------------------------

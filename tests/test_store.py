@@ -30,6 +30,38 @@ def test_errors_are_one_family():
     sent = pickle.loads(pickle.dumps(DataError('a', do='b'))) # as between processes
     eq((type(sent), str(sent), sent.do), (DataError, 'a. Do: b.', 'b'))
 
+ESCAPES = 'jets\x1b[2J\x1b]52;c;aGk=\x07\nverified: sound \u202ethgir'
+
+
+def test_control_characters_do_not_reach_the_terminal(tiny, capsys):
+    "Of errors, of sources and of the names of channels and columns"
+    from jetbook.data.store import printable
+
+    shown = [
+        str(JetbookError(ESCAPES, found=ESCAPES, expected=[ESCAPES], do=ESCAPES)),
+        repr(JetStore.from_entries(tiny.entries, 10, 10, tiny.upsample, source=ESCAPES)),
+        repr(tiny._replace(source=ESCAPES)).replace('\n', ''),
+        printable(ESCAPES),
+    ]
+    for text in shown:
+        assert 'verified: sound' in text
+        assert not any(ord(c) < 32 and c != '\n' or c == '\u202e' for c in text), text
+    assert '\n' not in shown[0] and '\\nverified' in shown[0]
+    assert printable('\udc80').encode() == b'\\udc80'  # a file name that is not UTF-8 can be printed too
+    assert printable(printable(ESCAPES)) == printable(ESCAPES)
+    entries = dict(a=([0, 1], [3], [1.0]))
+    fails(lambda: JetStore.from_entries(entries, 5, 5, columns={ESCAPES: [1]}), contains='cannot hold')
+    fails(lambda: JetStore.from_entries({ESCAPES: entries['a']}, 5, 5), contains='cannot hold')
+
+
+def test_messages_stay_short():
+    "Where thousands of columns are listed"
+    names = [f'column_{i}' for i in range(5000)]
+    assert len(str(JetbookError('No such column', found='x', expected=', '.join(names)))) < 1200
+    many = JetStore.from_entries(dict(a=([0, 1], [3], [1.0])), 5, 5, columns={k: [1.0] for k in names})
+    assert len(repr(many)) < 1000 and 'and 4,970 more' in repr(many)
+
+
 @pytest.mark.parametrize('wrong,why', [
     (dict(entries=dict(a=([0, 1], [25], [1.]))), 'outside the image'), (dict(entries=dict(a=([0, 2], [3], [1.]))), 'does not divide'),
     (dict(entries=dict(a=([0, 2, 1], [3], [1.]))), 'does not divide'), (dict(entries=dict(a=([0, 1], [3, 4], [1.]))), 'unequal'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MissingFile', 'OutputError', 'InUse', 'os_problem', 'output_file', 'output_folder', 'remove_dead', 'atomic_path',
-           'locked', 'input_file', 'read_text', 'checksum']
+           'locked', 'remove_named', 'input_file', 'read_text', 'file_kind', 'checksum', 'checksum_of_pieces']
 
 # %% ../../nbs/00a_paths.ipynb #ab2b97d5
 import errno
@@ -14,7 +14,7 @@ import platform
 import re
 import stat
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import numpy as np
 from .store import ConfigError, DataError, JetbookError
@@ -59,6 +59,11 @@ def os_problem(
     e: OSError,  # what the operating system, or a library, raised
 ):  # (what is wrong with the file, what to do), or None if the error says nothing of the kind
     "What an `OSError` means for the file it is about"
+    if 'already open for' in str(e):  # in this process, or so marked by one that was killed
+        return (
+            'is open for writing',
+            'close it there; if its writer was killed: h5clear --status FILE, on a copy',
+        )
     code = e.errno
     if code is None and (m := re.search(r'errno = (\d+)', str(e))):  # as HDF5 writes it
         code = int(m[1])
@@ -211,11 +216,13 @@ def _write_problem(e):
 @contextmanager
 def locked(
     folder: str | Path,  # an output folder; it is made
+    keep: bool = True,  # False: at the end, remove the lock file, and the folder if nothing else is in it
 ):  # yields the folder
-    "Hold the lock of a folder; an error if another process holds it"
+    "Hold the lock of a folder; an error if another process holds it. A new folder that stays empty is removed"
     from filelock import FileLock, SoftFileLock, Timeout
 
     folder = Path(folder)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -241,10 +248,30 @@ def locked(
     try:
         yield folder
     finally:
+        over = not keep
+        with suppress(OSError):
+            over = over or (made and os.listdir(folder) == [file.name])  # nothing came of it
+            if over:
+                file.unlink(missing_ok=True)
         lock.release()
+        if over:
+            with suppress(OSError):
+                (folder / '.jetbook.lock').unlink(missing_ok=True)
+                folder.rmdir()
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+# %% ../../nbs/00a_paths.ipynb #8ca442d2
+def remove_named(
+    folder: str | Path,  # a folder, locked
+    names: str,  # a regular expression that a whole name must match
+):  # list of the paths that were removed
+    "Remove the regular files of a folder that have a name of ours; links and folders are left"
+    gone = [p for p in Path(folder).iterdir() if re.fullmatch(names, p.name) and _kind(p) == 'a file']
+    for p in gone:
+        p.unlink(missing_ok=True)
+    return gone
 
 # %% ../../nbs/00a_paths.ipynb #e018d627
 def input_file(
@@ -286,6 +313,87 @@ def read_text(
     except UnicodeDecodeError as e:
         raise DataError(f'{path.name} is not text', found=str(e)[:200], expected='UTF-8') from e
 
+# %% ../../nbs/00a_paths.ipynb #e88b3fa4
+_UNPACK = 'unpack it first'
+_SHOW = 'jetbook packs HDF5, parquet and NumPy arrays'
+_MAGIC = [  # first bytes, what the file is, what to do; None: it can be read
+    (b'\x89HDF\r\n\x1a\n', 'HDF5', None),
+    (b'PAR1', 'parquet', None),
+    (b'PARE', 'encrypted parquet', 'decrypt it first'),
+    (b'\x93NUMPY', 'a NumPy array (.npy)', 'load it with np.load, and pack the array'),
+    (b'root', 'a ROOT file', 'read it with uproot, and pack the images as an array'),
+    (b'jetz\r\n', 'a file of compressed jets', 'jetbook decompress'),
+    (b'\x1f\x8b', 'gzip-compressed', 'unpack it first: gunzip'),
+    (b'BZh', 'bzip2-compressed', 'unpack it first: bunzip2'),
+    (b'\xfd7zXZ\0', 'xz-compressed', 'unpack it first: unxz'),
+    (b'\x28\xb5\x2f\xfd', 'zstd-compressed', 'unpack it first: unzstd'),
+    (b'\x04\x22\x4d\x18', 'lz4-compressed', 'unpack it first: unlz4'),
+    (b'7z\xbc\xaf\x27\x1c', 'a 7z archive', _UNPACK),
+    (b'Rar!', 'a RAR archive', _UNPACK),
+    (b'\x89PNG', 'a PNG picture', _SHOW),
+    (b'\xff\xd8\xff', 'a JPEG picture', _SHOW),
+    (b'GIF8', 'a GIF picture', _SHOW),
+    (b'%PDF', 'a PDF document', _SHOW),
+    (b'ARROW1', 'an Arrow (feather) file', 'read it with pyarrow.feather, and write parquet'),
+    (b'ORC', 'an ORC file', 'read it with pyarrow.orc, and write parquet'),
+    (b'SQLite format 3', 'an SQLite database', _SHOW),
+    (b'\x0e\x03\x13\x01', 'HDF4, not HDF5', 'convert it with h4toh5'),
+    (b'CDF', 'NetCDF 3, not HDF5', 'convert it with nccopy -k nc4'),
+    (b'MATLAB 5.0', 'a MATLAB 5 file', 'save it with -v7.3, which is HDF5'),
+    (b'SIMPLE  =', 'a FITS file', 'read it with astropy, and pack the array'),
+    (b'version https://git-lfs', 'a Git LFS pointer, not the data', 'git lfs pull'),
+    (b'/annex/objects', 'a git-annex pointer, not the data', 'git annex get'),
+]
+
+
+def _archive(head):
+    "What a zip archive is, by the name of its first file"
+    name = head[30 : 30 + int.from_bytes(head[26:28], 'little')]
+    if name.endswith(b'.npy'):
+        return 'a NumPy archive (.npz)', 'load it with np.load, and pack one of its arrays'
+    if name.endswith((b'/data.pkl', b'/version', b'/byteorder')):
+        return 'a PyTorch file', 'load it with torch.load(weights_only=True), and pack the array'
+    return 'a zip archive', 'unpack it first: unzip'
+
+
+def _text(head):
+    "What a text file is, or None for other files"
+    if set(head) & {*range(9), *range(14, 27), *range(28, 32), 255}:  # control characters
+        return None
+    text = head.decode('utf-8', 'ignore').lstrip('\ufeff \t\r\n').lower()
+    if text.startswith(('<!doctype html', '<html', '<head', '<?xml', '<script')):
+        return (
+            'a web page, not data',
+            'download the file itself; the site may want a log-in or a consent first',
+        )
+    if text.startswith(('{', '[')):
+        return 'JSON', 'if it is an error message of a web site, download the file again'
+    return 'text, perhaps CSV', 'read it with pandas, and pack the images as an array'
+
+
+def file_kind(
+    path: str | Path,  # a regular file
+):  # (what it is, what to do with it); what to do is None for HDF5 and parquet
+    "What a file is, by its first bytes"
+    with open(input_file(path), 'rb') as f:
+        head = f.read(4096)
+        blocks = [f.seek(n) and f.read(8) for n in (512, 1024, 2048, 4096, 8192)]  # where HDF5 may begin, too
+    for magic, kind, do in _MAGIC:
+        if head.startswith(magic):
+            return kind, do
+    if _MAGIC[0][0] in blocks:
+        return 'HDF5', None
+    if head[:4] == b'PK\3\4':
+        return _archive(head)
+    if head[257:262] == b'ustar':
+        return 'a tar archive', 'unpack it first: tar -xf'
+    if head[:1] == b'\x80' and head[1:2] in b'\2\3\4\5':
+        return 'a Python pickle', 'unpickling a file of unknown origin runs its code: ask for HDF5 or .npz'
+    if not head.strip(b'\0'):
+        found = 'empty' if not head else 'all zeros, as an unfinished download leaves it'
+        return found, 'download it again'
+    return _text(head) or ('of no kind that jetbook knows', _SHOW)
+
 # %% ../../nbs/00a_paths.ipynb #08612b4a
 def checksum(
     array,  # any NumPy array, or bytes
@@ -296,7 +404,18 @@ def checksum(
         if isinstance(array, (bytes, bytearray, memoryview))
         else np.asarray(array)
     )
-    head = f'{a.dtype.newbyteorder("<").str} {a.shape}'.encode()
-    a = np.ascontiguousarray(a, a.dtype.newbyteorder('<'))
-    flat = a.reshape(-1).view(np.uint8) if a.size else b''
-    return zlib.crc32(flat, zlib.crc32(head))
+    return checksum_of_pieces(a.dtype, a.shape, [a])
+
+
+def checksum_of_pieces(
+    dtype,  # type of the whole array
+    shape: tuple,  # its shape
+    pieces,  # iterable of arrays, which make up the whole along its first axis
+):  # int, what `checksum` gives for the whole
+    "CRC-32 of an array that is too large to be held at once"
+    dtype = np.dtype(dtype).newbyteorder('<')
+    crc = zlib.crc32(f'{dtype.str} {tuple(shape)}'.encode())
+    for a in pieces:
+        a = np.ascontiguousarray(a, dtype)
+        crc = zlib.crc32(a.reshape(-1).view(np.uint8) if a.size else b'', crc)
+    return crc

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['BLOCK', 'SAMPLES', 'Detector', 'make_detector', 'bend', 'deposit', 'grid_sum', 'detect', 'qg_jets', 'FatJets',
            'fat_jets', 'pixelate', 'rotate', 'flip', 'clean', 'image_steps', 'wqcd_steps', 'make_block', 'shuffled',
-           'simulate', 'make_samples']
+           'SimulationError', 'simulate', 'make_samples']
 
 # %% ../../nbs/00i_simulate.ipynb #114afb74
 import math
 import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 import numpy as np
 from tqdm.auto import tqdm
 import jetbook
 from ..data.observables import jet_axis, jet_mass, jet_pt, nsubjettiness, wrap_phi
-from ..data.store import ConfigError, JetStore, Ragged, require
+from ..data.paths import output_file
+from ..data.store import ConfigError, JetbookError, JetStore, Ragged, require
 from .events import cluster, Events, leading, trim, visible
 
 # %% ../../nbs/00i_simulate.ipynb #f6323755
@@ -449,6 +452,10 @@ def shuffled(
     return np.random.default_rng(np.random.SeedSequence([seed, 999])).permutation(n)
 
 # %% ../../nbs/00i_simulate.ipynb #711a4a27
+class SimulationError(JetbookError, RuntimeError):
+    "A simulation that came to an end before it was done"
+
+
 def simulate(
     kind: str,  # 'qg' (quark/gluon, 125x125, Tracks/ECAL/HCAL) or 'wqcd' (W/QCD, 25x25, pT)
     n: int,  # number of jets, half of each class
@@ -456,10 +463,13 @@ def simulate(
     workers: int = None,  # processes; default: the processors there are, one for every 1000 jets
     dest: str | Path = None,  # also save the store here, `*.jets.h5`
     progress: bool = True,  # show a progress bar?
+    overwrite: bool = True,  # may `dest` replace a file?
     **settings,  # of the `Detector`, for 'qg'
 ):  # JetStore
     "Simulate a balanced sample of jets with Pythia 8 and a parametrised detector"
     workers = _check_request(kind, n, seed, workers, settings)
+    if dest is not None:  # refused now, rather than after hours
+        dest = output_file(dest, overwrite=overwrite)
     tasks = _tasks(kind, n, seed, settings)
     blocks = []
     with tqdm(total=n, unit='jet', desc=f'simulate {kind}', disable=not progress) as bar:
@@ -483,6 +493,23 @@ def _tasks(kind, n, seed, settings):
     ]
 
 # %% ../../nbs/00i_simulate.ipynb #c89fc78e
+# in memory at the peak: the blocks, all of them joined, and the shuffled store
+_JET_BYTES = dict(qg=2000, wqcd=1500)
+
+
+def _check_memory(need, what):
+    "Refuse what this machine's memory can't hold"
+    try:
+        there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, ValueError, OSError):  # Windows
+        there = 2**38
+    if need > there:
+        found = f'{need / 2**30:,.0f} GiB'
+        expected = f'at most {there / 2**30:,.0f} GiB'
+        do = 'simulate several smaller samples, each with a seed of its own'
+        raise ConfigError(f'{what} do not fit in memory', found, expected, do)
+
+
 def _check_request(kind, n, seed, workers, settings):
     "Refuse what cannot be simulated; the number of workers"
     if kind not in _KINDS:
@@ -497,6 +524,7 @@ def _check_request(kind, n, seed, workers, settings):
         found = ', '.join(settings)
         raise ConfigError('Only quark/gluon jets pass a detector', found=found, expected="kind 'qg'")
     make_detector(**settings)
+    _check_memory(n * _JET_BYTES[kind], f'{n:,} jets')
     for m in ('pythia8mc', 'fastjet', 'awkward'):
         require(m, 'sim')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -510,8 +538,25 @@ def _map_blocks(tasks, workers):
     if workers == 1:
         yield from (module.make_block(*t) for t in tasks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), module._end_with_parent)
+    try:
         yield from pool.map(module.make_block, *zip(*tasks))
+    except BrokenProcessPool as e:
+        what = 'A worker process ended before its work was done'
+        do = 'it was killed, perhaps for want of memory: try workers=1'
+        raise SimulationError(what, found=str(e), do=do) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent():
+    "In a worker: end when the parent process does, even if it is killed"
+
+    def _wait():
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=_wait, daemon=True).start()
 
 
 def _as_store(kind, blocks, y, made_with):
