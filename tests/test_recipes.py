@@ -205,7 +205,7 @@ def test_settings_by_hand_are_checked_too():
     'bad,why',
     [
         (dict(epochs=10**19), '1 to 100,000'),
-        (dict(lr_max=1e30), 'lr_max of train is out of range'),
+        (dict(lr_max=1e39), 'lr_max of train is out of range'),
         (dict(hiden=3), r'did you mean hidden\?'),
     ],
 )
