@@ -313,12 +313,17 @@ def reference(verb, good, base):
     for v in range(2):
         for _ in range(2 if v == 0 else 1):  # the first time is slower
             place = new_place(base, verb, good)
-            r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), 6 * SECONDS)
+            r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), 10 * SECONDS)
         if 'parts' not in r:
             raise RuntimeError(f'{verb.name} does not run: {r}')
         refs.append(dict(r, names=listing(place)))
         shutil.rmtree(place)
     return refs
+
+
+def patience(ref):
+    "Seconds after which a run is said to hang"
+    return max(SECONDS, 8 * ref['seconds'])
 
 
 def new_place(base, verb, good):
@@ -428,14 +433,14 @@ def _kill_once(verb, place, good, v, ref, rng, share):
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    end = collect(pid, r, 2 * SECONDS)
+    end = collect(pid, r, patience(ref))
     how = f'after {seconds:.3f} s' if at is None else f'before file operation {at}'
-    if _group_left(pid):
+    if _group_left(pid, patience(ref) / 2):
         return f'orphans {how}'
     return how if end['end'] == signal.SIGKILL else None
 
 
-def _group_left(pid, seconds=15):
+def _group_left(pid, seconds):
     "Do processes of a killed process's group go on?"
     until = time.time() + seconds
     while True:
@@ -487,7 +492,7 @@ def _kill_and_look(verb, good, base, refs, rng, share):
     ref = refs[v]
     old = None
     if verb.mark is None and Path(verb.out).suffix and rng.random() < 0.3 and verb.name != 'graph cache':
-        old = _older(verb, place, good)
+        old = _older(verb, place, good, ref)
     how = []
     for _ in range(int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))):
         said = _kill_once(verb, place, good, v, ref, rng, share)
@@ -505,15 +510,15 @@ def _kill_and_look(verb, good, base, refs, rng, share):
     return dict(kills=len(how), how=how, over=old is not None, **end)
 
 
-def _older(verb, place, good):
+def _older(verb, place, good, ref):
     "The other variant is there already; its bytes"
-    collect(*pool.fork(_act, verb, place, good, 1, None))
+    collect(*pool.fork(_act, verb, place, good, 1, None), patience(ref))
     return (place / verb.out).read_bytes()
 
 
 def _again(verb, place, good, v, ref, mine):
     "Run again: is all well?"
-    r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True))
+    r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), patience(ref))
     more = {k: r[k] for k in ('text', 'at', 'type', 'trace') if k in r}
     if r.get('end') == 'hang':
         return dict(end='hang')
@@ -547,7 +552,7 @@ def _rivals(verb, good, base, refs, rng):
     for v in range(2):
         started.append(pool.fork(_act, verb, place, good, v, None, group=True))
         time.sleep(rng.uniform(0, 0.3) * refs[0]['seconds'] * (v == 0))
-    ends = [collect(*s) for s in started]
+    ends = [collect(*s, patience(refs[0])) for s in started]
     runs = [e.get('run') for e in ends]
     how = ['two at once', str(runs)]
     res = dict(kills=0, how=how, rivals=True)
