@@ -1038,6 +1038,8 @@ def from_images(
     src = array_source(images, columns, channels, layout, source)
     with tempfile.TemporaryDirectory() as d:
         s = pack(src, Path(d) / 'a.jets.h5', progress=False, **kwargs)
+        if s.mmap:  # a large one: its file is about to go
+            s = JetStore(s.path, mmap=False)
         s.path = None
         return s
 
