@@ -533,6 +533,7 @@ def _begin(out, config, learn):
 
 
 def _already(run, progress):
+    _tidy(run)
     if progress:
         print(f'{run.name} is already trained: {len(run.history)} epochs')
     return run
@@ -583,12 +584,21 @@ def _fit(learn, run, progress, cbs):
         stack.enter_context(_in_our_words())
         learn.fit(c['epochs'], cbs=[sched, ck, Replay(list(ck.rows)), *L(cbs)], start_epoch=ck.first)
     _finish(learn, run, ck.rows, epoch_of(learn.model, ck))
-    remove_dead(file)
-    file.unlink(missing_ok=True)
-    with suppress(OSError):  # something else lies there
-        file.parent.rmdir()
+    _tidy(run)
     _save_plots(learn, run)
     return run
+
+
+def _tidy(run):
+    "Remove the checkpoint of a complete run, and what a process that was killed left of its pictures"
+    file = run.path / 'checkpoint' / 'last.safetensors'
+    with suppress(OSError):  # the folder is read-only, or something else lies there
+        for k in ('losses', 'lr', 'results'):
+            remove_dead(run.path / f'{k}.png')
+        if file.parent.is_dir():
+            remove_dead(file)
+            file.unlink(missing_ok=True)
+            file.parent.rmdir()
 
 
 def _finish(learn, run, rows, epoch):
