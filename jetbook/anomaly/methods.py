@@ -6,7 +6,7 @@
 __all__ = ['JET_SHAPES', 'towers', 'unlabelled', 'JetFeatures', 'JetObservables', 'Towers', 'anomaly_score', 'AnomalyDetector',
            'Observable', 'MeanImage', 'anomaly_method', 'method_name', 'TowerNetwork', 'TrainedDetector', 'fit_method',
            'threshold', 'calibrate', 'p_values', 'significance_improvement', 'mass_sculpting', 'anomaly_metrics',
-           'save_method', 'AutoencoderRun', 'load_method', 'class_index', 'fit_background', 'scan',
+           'save_method', 'AutoencoderRun', 'load_method', 'class_index', 'fit_background', 'check_top', 'scan',
            'show_most_anomalous', 'most_anomalous', 'scan_notes']
 
 # %% ../../nbs/06_anomaly.ipynb #e627e5b2
@@ -14,10 +14,14 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import platform
+import re
 import shutil
 import tempfile
 import warnings
+import zlib
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 import numpy as np
@@ -30,13 +34,23 @@ from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from .. import __version__
-from ..data.store import ALIASES, ConfigError, DataError, JetStore
+from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore
+from jetbook.data.paths import (
+    atomic_path,
+    input_file,
+    locked,
+    output_file,
+    output_folder,
+    OutputError,
+    remove_named,
+)
 from ..data.observables import observables
 from ..data.loaders import split
 from ..metrics import background_rejection, bootstrap_auc
 from ..train.recipes import get_recipe, recipe
 from ..train.training import read_json, to_json
 from jetbook.train.runs import (
+    begin_bundle,
     fingerprint,
     load_bundle,
     reconstruction_errors,
@@ -198,8 +212,13 @@ class Towers(JetFeatures):
         "Restore what `state` gave"
         from scipy.sparse import csr_array
 
-        parts = [arrays[k] for k in ('data', 'indices', 'indptr')]
-        a = csr_array(tuple(parts), shape=(len(parts[2]) - 1, _SIDE**2))
+        data, indices, indptr = (arrays[k] for k in ('data', 'indices', 'indptr'))
+        n = max(len(indptr) - 1, 0)
+        if n * _SIDE**2 > max(
+            2**26, 40 * len(data)
+        ):  # nearly empty rows take little of a file, but all of the memory
+            raise ValueError(f'{n:,} jets with {len(data):,} lit towers')
+        a = csr_array((data, indices, indptr), shape=(n, _SIDE**2))
         a.check_format(full_check=True)
         self.features_ = a.toarray()
 
@@ -307,6 +326,8 @@ class MeanImage(AnomalyDetector):
     ):
         "Restore the mean image"
         self.mean_ = torch.as_tensor(arrays['mean'])
+        if self.mean_.shape != (_SIDE**2,) or not self.mean_.is_floating_point():
+            raise ValueError(f'a mean image of {tuple(self.mean_.shape)}')
 
 # %% ../../nbs/06_anomaly.ipynb #9f1b602e
 def anomaly_method(
@@ -384,17 +405,26 @@ class TowerNetwork:
         self,
         folder: Path,  # to write
     ):
-        "Copy the training's run folder, without its checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
+        "Copy the training's run folder, without its checkpoints; weights come last"
+        folder = output_folder(folder, 'config.json')
+        if (folder / 'config.json').exists():
+            Run(folder)  # nothing else is replaced
         for k in ('config.json', 'history.csv', 'metrics.json', 'model.safetensors'):
-            shutil.copyfile(self.run_.path / k, folder / k)
+            with atomic_path(folder / k) as part:
+                shutil.copyfile(self.run_.path / k, part)
 
     def load_run(
         self,
         folder: Path,  # from `save_run`
     ):
-        "Take the network from a run folder"
-        self.run_ = Run(folder)
+        "Take the network from a run folder, if it is of this method's kind"
+        run = Run(folder)
+        want = dict(recipe=self.network, **to_json(self.train_settings()))
+        of_run = {**run.config, **run.config['settings']}
+        if bad := [k for k in want if of_run.get(k) != want[k]]:
+            found, expected = (f'{bad[0]}={d.get(bad[0])}'[:80] for d in (of_run, want))
+            raise DataError('The network was trained for another method', found=found, expected=expected)
+        self.run_ = run
         self._learn = None
 
 # %% ../../nbs/06_anomaly.ipynb #88d0d9d7
@@ -579,26 +609,54 @@ def _registered(method):
     return made['recipe'], r.check(made['settings'])
 
 
-def save_method(
-    method,  # fitted and registered
-    folder: str | Path,  # to write
-):  # Path
-    "Write a fitted method as `config.json` and `model.safetensors`"
+def _config(method, background, held_out):
+    "What `config.json` says of a method"
     name, settings = _registered(method)
-    folder = Path(folder)
+    packages = dict(jetbook=__version__, python=platform.python_version(), torch=torch.__version__)
+    return dict(
+        format='jetbook-anomaly',
+        version=1,
+        recipe=name,
+        settings=settings,
+        background=background,
+        held_out=held_out,
+        versions=packages | dict(numpy=np.__version__, sklearn=sklearn.__version__),
+    )
+
+
+def _file_crc(path):
+    "CRC-32 of a file's bytes"
+    crc = 0
+    with open(input_file(path), 'rb') as f:
+        while data := f.read(2**20):
+            crc = zlib.crc32(data, crc)
+    return crc
+
+
+def _write_method(method, folder):
+    "Write a bundle into a locked folder: `config.json`, the network's run, and last the tensors"
     part = _first(method)
-    check_is_fitted(part)
+    config = _config(method, getattr(method, 'background_', {}), getattr(method, 'held_out_', False))
+    begin_bundle(folder, config)
+    arrays = {f'state/{k}': torch.as_tensor(v) for k, v in part.state().items()}
     if isinstance(part, TowerNetwork):
         part.save_run(folder / 'run')
-    config = dict(format='jetbook-anomaly', version=1, recipe=name, settings=settings)
-    config['background'] = getattr(method, 'background_', {})
-    config['held_out'] = getattr(method, 'held_out_', False)
-    packages = dict(jetbook=__version__, python=platform.python_version(), torch=torch.__version__)
-    config['versions'] = packages | dict(numpy=np.__version__, sklearn=sklearn.__version__)
-    arrays = {f'state/{k}': torch.as_tensor(v) for k, v in part.state().items()}
+        arrays['run'] = torch.tensor(_file_crc(folder / 'run/model.safetensors'))
     if hasattr(method, 'background_scores_'):
         arrays['background_scores'] = torch.as_tensor(method.background_scores_)
     return save_bundle(arrays, config, folder)
+
+
+def save_method(
+    method,  # fitted and registered
+    folder: str | Path,  # to write: a new folder, or one of a method
+):  # Path
+    "Write a fitted method as `config.json` and `model.safetensors`"
+    _registered(method)
+    check_is_fitted(_first(method))
+    folder = output_folder(folder, 'config.json')
+    with locked(folder):
+        return _write_method(method, folder)
 
 # %% ../../nbs/06_anomaly.ipynb #fff35798
 class AutoencoderRun(AnomalyDetector):
@@ -654,21 +712,55 @@ def _checked(config, name):
     for k in ('settings', 'background'):
         if not isinstance(config.get(k), dict):
             raise DataError(f'The bundle has no {k}', found=str(config.get(k))[:80])
+    n = config['background'].get('n', 0)
+    if type(n) is not int or not 0 <= n < 2**63:
+        raise DataError('The bundle does not say how many jets it was fitted to', found=str(n)[:80])
     return config
+
+
+def _checked_scores(scores, held_out):
+    "Scores of the background from a bundle, which must be finite and sorted"
+    if scores is None and not held_out:
+        return None
+    s = np.zeros(0) if scores is None else scores.double().numpy()
+    if s.ndim != 1 or not len(s) or not np.isfinite(s).all() or (np.diff(s) < 0).any():
+        expected = 'finite numbers in order'
+        raise DataError('The bundle has no scores of its background', f'shape {s.shape}', expected)
+    return s
+
+
+def _restore_network(part, crc, folder):
+    "Give a method its network, which must be the one that the bundle was saved with"
+    file = folder / 'run/model.safetensors'
+    if crc is None or crc.numel() != 1 or int(crc) != _file_crc(file):
+        what = f'The network in {folder.name} is not the one that the bundle was saved with'
+        raise DataError(what, found=f'another checksum of {file.name}', do='fetch or fit it again')
+    part.load_run(folder / 'run')
 
 
 def _restore(method, arrays, folder):
     "Give a new method the state of a bundle, and fit a pipeline to its background again"
     part = _first(method)
+    crc = arrays.pop('run', None)
     try:
         if isinstance(part, TowerNetwork):
-            part.load_run(folder / 'run')
+            _restore_network(part, crc, folder)
         part.set_state({k.removeprefix('state/'): v.numpy() for k, v in arrays.items()})
+        if bad := set(arrays) ^ {f'state/{k}' for k in part.state()}:
+            raise ValueError(', '.join(sorted(bad))[:80])
         if isinstance(method, Pipeline):
             method[1:].fit(part.features_)
-    except (KeyError, RuntimeError, ValueError) as e:
-        if isinstance(e, (ConfigError, DataError)):
-            raise
+    except JetbookError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:
         raise DataError(
             'The bundle is of another method',
             found=f'{type(e).__name__}: {e}'[:200],
@@ -680,18 +772,20 @@ def load_method(
     folder: str | Path,  # from `save_method`, or the run of an autoencoder
 ):  # the method
     "Read a fitted method; no code of the bundle is run"
-    folder = Path(folder)
-    if read_json(folder / 'config.json').get('format') == 'jetbook-run':
+    folder = Path(folder).expanduser()
+    config = read_json(folder / 'config.json')
+    if config.get('format') == 'jetbook-run':
         return AutoencoderRun(Run(folder))
-    config, arrays = load_bundle(folder)
     _checked(config, folder.name)
+    config, arrays = load_bundle(folder)
     method = anomaly_method(str(config.get('recipe')), **config['settings'])
-    scores = arrays.pop('background_scores', None)
+    held_out = config.get('held_out') is True
+    scores = _checked_scores(arrays.pop('background_scores', None), held_out)
     _restore(method, arrays, folder)
     method.background_ = config['background']
-    method.held_out_ = config.get('held_out') is True
+    method.held_out_ = held_out
     if scores is not None:
-        method.background_scores_ = scores.double().numpy()
+        method.background_scores_ = scores
     return method
 
 # %% ../../nbs/06_anomaly.ipynb #4364c882
@@ -727,30 +821,95 @@ def _background_parts(store, background, valid, test):
     return [i[labels[i] == k] for i in (sp.train, sp.valid)]
 
 
-def _same_method(folder, method):
-    "Is this method complete in the folder? A folder with another method is refused"
+def _learned(store, background, n, parts, mixture):
+    "What a method is going to be fitted to"
+    res = dict(n=n, source=store.source, store=fingerprint(store)['digest'], background=None)
+    if background is not None:
+        res['background'] = store.classes[class_index(store, background)]
+    if mixture is not None:
+        res['mixture'] = fingerprint(mixture)['digest']
+    return res | dict(zip(('valid', 'test'), parts))
+
+
+def _asked(config):
+    "What was to be fitted, and to what"
+    dicts = (config[k] for k in ('settings', 'background') if isinstance(config.get(k), dict))
+    res = {k: v for d in dicts for k, v in d.items()}
+    return {k: config.get(k) for k in ('format', 'recipe')} | res
+
+
+def _complete(folder, config):
+    "Is this fit complete in the folder? A folder with another one is refused"
     if not (folder / 'config.json').exists():
         return False
-    c = read_json(folder / 'config.json')
-    name, settings = _registered(method)
-    if (c.get('recipe'), c.get('settings')) != (name, to_json(settings)):
-        raise ConfigError(
-            f'{folder.name} holds something else',
-            found=f'{c.get("recipe")} {c.get("settings")}'[:120],
-            expected=f'{name} {settings}'[:120],
-            do='choose another folder',
-        )
+    was, now = _asked(read_json(folder / 'config.json')), _asked(to_json(config))
+    if diff := [k for k in {**now, **was} if was.get(k) != now.get(k)]:
+        found, expected = ('; '.join(f'{k}={d.get(k)}'[:80] for k in diff[:3]) for d in (was, now))
+        do = f'choose another folder, or delete {folder} to fit again'
+        raise ConfigError(f'{folder.name} holds something else', found, expected, do)
     return (folder / 'model.safetensors').exists()
 
 # %% ../../nbs/06_anomaly.ipynb #146913fa
-def _fit_and_calibrate(method, store, background, parts, **kwargs):
+def _fit_and_calibrate(method, store, use, aside, learned, **kwargs):
     "Fit to one part of the background, calibrate on another, and note which jets they were"
-    use, aside = _background_parts(store, background, *parts)
     fit_method(method, store.select(use), **kwargs)
     calibrate(method, store.select(aside))
-    name = None if background is None else store.classes[class_index(store, background)]
-    method.background_ |= dict(store=fingerprint(store)['digest'], background=name)
+    method.background_ = learned
     return method
+
+
+_FILES_OF_A_RUN = (
+    r'\.jetbook\.lock(file)?|(losses|lr|results)\.png|'
+    r'config\.json|history\.csv|metrics\.json|model\.safetensors'
+)
+
+
+def _remove_trainings(folder):
+    "Remove trainings by the names of their folders and files; whatever else lies there stays"
+    for run in folder.iterdir():
+        if not re.fullmatch(r'\w+-[0-9a-f]{8}-\d+', run.name) or run.is_symlink() or not run.is_dir():
+            continue
+        remove_named(run, _FILES_OF_A_RUN)
+        with suppress(OSError):  # not empty: something else lies there
+            run.rmdir()
+
+
+@contextmanager
+def _training_folder(out, method):
+    "Where a method's network is trained, removed when all went well; None for methods without a network"
+    if not isinstance(_first(method), TowerNetwork):
+        yield None
+        return
+    folder = out / 'training'
+    if folder.is_symlink():
+        raise OutputError(f'{folder} is a link', expected='a folder of this fit', do='remove it')
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+        _remove_trainings(folder)
+    finally:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+def _fit_in(out, config, method, jets, **kwargs):
+    "Fit in a locked folder: `config.json` first, the tensors last"
+    begin_bundle(out, config)
+    try:
+        with _training_folder(out, method) as folder:
+            _fit_and_calibrate(method, *jets, folder=folder, **kwargs)
+            _write_method(method, out)
+    except Exception:
+        if not (out / 'training').exists() and not (out / 'model.safetensors').exists():  # nothing to resume
+            (out / 'config.json').unlink(missing_ok=True)
+        raise
+
+
+def _tidy(out, method):
+    "Remove the trainings of a fit that was killed right after it was complete"
+    if (out / 'training').exists():
+        with suppress(JetbookError, OSError), locked(out), _training_folder(out, method):
+            pass
 
 
 def fit_background(
@@ -759,24 +918,40 @@ def fit_background(
     background: str | int | None = None,  # class that is background; None: all jets
     valid: float = 0.1,  # part held out for p-values
     test: float = 0.3,  # part not used, if `background` is given
-    out: str | Path = None,  # folder to keep the method in
+    out: str | Path = None,  # folder to keep the method in: a new one, or one of this very fit
     mixture: JetStore = None,  # unlabelled jets with anomalies, for methods that take them
     progress: bool = False,  # show progress
     **settings,  # of the method
 ):  # the method
     "Fit a method to background, and calibrate it on held-out background"
     method = anomaly_method(method, **settings) if isinstance(method, str) else method
-    out = None if out is None else Path(out)
-    if out is not None and _same_method(out, method):
-        return load_method(out)
-    folder = None if out is None else out / 'training'
-    kw = dict(folder=folder, progress=progress, mixture=mixture)
-    _fit_and_calibrate(method, store, background, (valid, test), **kw)
+    use, aside = _background_parts(store, background, valid, test)
+    if not len(aside):
+        raise DataError(
+            'No background is held out', found=f'valid={valid}, {len(store):,} jets', do='more jets'
+        )
+    learned = _learned(store, background, len(use), (valid, test), mixture)
+    jets = store, use, aside, learned
+    kw = dict(progress=progress, mixture=mixture)
     if out is None:
-        return method
-    save_method(method, out)
-    shutil.rmtree(folder, ignore_errors=True)
+        return _fit_and_calibrate(method, *jets, folder=None, **kw)
+    config = _config(method, learned, True)
+    out = output_folder(out, 'config.json')
+    if not _complete(out, config):
+        with locked(out):
+            if not _complete(out, config):  # by a process that held the lock until now
+                _fit_in(out, config, method, jets, **kw)
+    _tidy(out, method)
     return load_method(out)
+
+# %% ../../nbs/06_anomaly.ipynb #d340ce1c
+def check_top(
+    top: int,  # number of jets to show
+):
+    "Refuse to show no jets, or more than fit a picture"
+    if not 1 <= top <= 100:
+        do = 'the table that scan returns and the store that it writes hold all jets'
+        raise ConfigError('A scan cannot show that many jets', found=top, expected='1 to 100', do=do)
 
 # %% ../../nbs/06_anomaly.ipynb #c4928c4b
 def _score_columns(method, store):
@@ -818,20 +993,45 @@ def scan(
     method,  # fitted, or the folder of one or of an autoencoder's run
     store: JetStore,  # jets to score, or the path of a packed store
     out: str | Path = None,  # packed store to write, with columns `anomaly_NAME`, `anomaly_NAME_p`
-    picture: str | Path = None,  # PNG of the most anomalous jets; default: beside `out`
-    top: int = 8,  # jets in it
+    picture: str | Path = None,  # PNG of the most anomalous jets; default: next to `out`
+    top: int = 8,  # jets in it, 1 to 100
+    overwrite: bool = True,  # may `out` and `picture` replace files?
 ):  # pandas.DataFrame, one row per jet, most anomalous first: score, p (if calibrated), class (if labelled)
     "Score all jets of a store, save the scores with them, and draw the most anomalous"
+    check_top(top)
     method = method if hasattr(method, 'score_samples') else load_method(method)
     store = store if isinstance(store, JetStore) else JetStore(store)
+    out, picture = _scan_outputs(store, out, picture, overwrite)
+    if not len(store):
+        raise DataError('There are no jets to score', found=store.source or 'an empty store')
     cols = _score_columns(method, store)
     if out is not None:
         store._replace(columns={**store.columns, **cols}, path=None, mmap=False).save(out)
     df = _scan_table(method, store, cols)
-    if picture or out:
-        beside = Path(str(out).removesuffix('.h5').removesuffix('.jets') + '.png')
-        save_figure(show_most_anomalous(store, df, top), picture or beside)
+    df.attrs['picture'] = _save_picture(store, df, top, picture)
     return df
+
+
+def _scan_outputs(store, out, picture, overwrite):
+    "Paths of store and picture, checked before anything is scored"
+    out = None if out is None else output_file(out, store.path, overwrite=overwrite)
+    if picture is None and out is not None:
+        picture = out.with_name(out.name.removesuffix('.h5').removesuffix('.jets') + '.png')
+    picture = None if picture is None else output_file(picture, store.path, out, overwrite=overwrite)
+    if out is not None and picture == out:
+        raise ConfigError('Store and picture would be one file', found=str(out), do='give them two names')
+    return out, picture
+
+
+def _save_picture(store, df, top, path):
+    "Save the picture and return its path; one that fails may not cost the scores"
+    if path is None:
+        return None
+    try:
+        save_figure(show_most_anomalous(store, df, top), path)
+    except Exception as e:
+        return warnings.warn(f'The picture {path} could not be made: {type(e).__name__}: {e}'[:300])
+    return str(path)
 
 # %% ../../nbs/06_anomaly.ipynb #f8649586
 def _p_text(p, n):

@@ -32,7 +32,7 @@ from .methods import TrainedDetector
 def loss_table(
     frames: dict,  # name of a model -> frame from `jetbook.ae.dense.in_out`
     background: int = 0,  # class it was trained on, 0 or 1
-):  # pandas.DataFrame, one row a model
+):  # pandas.DataFrame, one row per model
     "Mean loss of background and signal, their ratio, and the AUC of the loss as score, with 95% intervals"
     rows = {}
     for name, d in frames.items():

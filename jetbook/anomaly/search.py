@@ -163,7 +163,7 @@ def comparison_table(
     mass=None,  # (N,) of the store's jets in GeV, for the sculpting; default: left out
     fpr: float = 0.05,  # share of background that passes the cut
     n_boot: int = 200,  # bootstrap replicates
-):  # pandas.DataFrame, one row a method, the best AUC first
+):  # pandas.DataFrame, one row per method, the best AUC first
     "AUC with interval and spread over seeds; gain, rejection, efficiencies and sculpting of a cut, averaged over seeds"
     value, boot = auc_samples(list(scores.values()), n_boot, 0)
     lo, hi = np.quantile(boot, [0.025, 0.975], axis=0)

@@ -34,6 +34,7 @@ from jetbook.data.store import (
     JetbookError,
     JetStore,
     LAYOUTS,
+    native,
     Origin,
     printable,
     raise_store_error,
@@ -473,7 +474,7 @@ def _read_store(path, mmap):
         s.origin = _origin(path, mmap)
         s.upsample = {k: h5_attr(f[k], 'upsample') for k in names}
         s.entries = {k: _read_entries(f, k, path, mmap) for k in names}
-        s.columns = {k: h5_dataset(f, k)[()] for k in f if k not in names}
+        s.columns = {k: native(h5_dataset(f, k)[()]) for k in f if k not in names}
         s._validate()
         for k, v in s.columns.items():
             check_sum(f[k], v)

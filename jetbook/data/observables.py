@@ -11,8 +11,7 @@ __all__ = ['RINGS', 'ANGULARITIES', 'HARD', 'eta_phi', 'wrap_phi', 'particles', 
 import numpy as np
 import pandas as pd
 import torch
-from numba import njit
-from .store import ConfigError, DataError, JetStore, Ragged
+from .store import ConfigError, DataError, JetStore, njit, Ragged
 
 # %% ../../nbs/00e_observables.ipynb #a7eeb355
 def eta_phi(

@@ -17,10 +17,9 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 from fastcore.basics import patch
-from numba import njit
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
-from ..data.store import ConfigError, DataError, JetStore, Ragged
+from ..data.store import ConfigError, DataError, JetStore, njit, Ragged
 from ..data.paths import atomic_path
 from ..data.loaders import Split, StoreDL
 from ..data.loaders import split as split_jets
@@ -49,7 +48,7 @@ from jetbook.graphs.edges import (
 class GraphSpec:
     "The specification of a jet graph: nodes, features and edges"
 
-    nodes: str = 'native'  # 'native': one per entry of the store (crystal, tower, track cell); 'pixel': one per lit pixel
+    nodes: str = 'native'  # 'native': one per entry (crystal, tower, track cell); 'pixel': one per lit pixel
     threshold: float = 0.0  # only nodes with a larger intensity
     rule: str = 'any'  # for pixels: apply the threshold to 'any' channel, or to their 'sum'
     resize: int = None  # for pixels: number per side to which the image is resized first, bilinearly

@@ -9,8 +9,7 @@ __all__ = ['NodeFeature', 'NODE_FEATURES', 'node_intensity', 'native_nodes', 'pi
 # %% ../../nbs/04_graphs.ipynb #4167f968
 from collections import namedtuple
 import numpy as np
-from numba import njit
-from ..data.store import JetStore, Ragged
+from ..data.store import JetStore, njit, Ragged
 
 # %% ../../nbs/04_graphs.ipynb #382cff11
 def node_intensity(

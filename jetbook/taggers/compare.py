@@ -87,8 +87,10 @@ def compare_recipes(
     "Train recipes on the same jets and score them; a dict may name its recipe as `recipe=`"
     store = as_store(store)
     wanted = recipes if isinstance(recipes, dict) else {k: {} for k in recipes}
+    if part not in ('test', 'valid', 'train'):
+        raise ConfigError('No such part', found=part, expected="'test', 'valid' or 'train'")
     for k, a in wanted.items():
-        get_recipe(a.get('recipe', k))  # check all names before training
+        get_recipe(a.get('recipe', k), 'classify')  # check all names before training
     runs = []
     for seed in seeds:
         for name, own in wanted.items():

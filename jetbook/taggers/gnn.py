@@ -21,7 +21,6 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastcore.meta import delegates
-from numba import njit
 from torch import nn, Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -29,7 +28,7 @@ from torch_geometric.nn import ChebConv, GATConv, GCNConv, GINConv, SAGEConv
 from torch_geometric.nn.aggr import AttentionalAggregation, MaxAggregation, MeanAggregation, SumAggregation
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
-from ..data.store import ConfigError, DataError, JetStore
+from ..data.store import ConfigError, DataError, JetStore, njit
 from ..data.loaders import Split
 from ..train.recipes import recipe
 from ..train.training import fused_adam, roc_auc

@@ -608,7 +608,7 @@ class Fusion(nn.Module):
         body: nn.Module,  # `ParticleFlow` or `ParticleNet`: its last part, `jet`, is replaced
         profile: Tensor,  # of the training jets (N, P)
         width: int = 128,  # hidden units
-        dropout: float = 0.2,  # of the hidden numbers
+        dropout: float = 0.2,  # of the hidden units
     ):
         super().__init__()
         self.profile = ProfileScale(profile)

@@ -112,7 +112,7 @@ def did_you_mean(
 
     def with_nearest(n):
         near = difflib.get_close_matches(str(n), list(known), 1, 0.5)
-        return f'{n} (did you mean {near[0]}?)' if near else str(n)
+        return f'{n} (did you mean {near[0]}?)' if near and near[0] != n else str(n)
 
     return ', '.join(map(with_nearest, names))
 
