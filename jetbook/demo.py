@@ -513,7 +513,7 @@ def _verdict(scores, channels):
     return 'The copies beat an all-black image on every channel, and the momentum that comes out is near what went in.'
 
 # %% ../nbs/09a_demo.ipynb #0e621e30
-_AE_SETTINGS = dict(start=0.05, bs=32)  # train faster than the reference's settings
+_AE_SETTINGS = dict(begin=0.05, bs=32)  # train faster than the reference's settings
 
 
 def _train_autoencoders(s, store, lr_max):

@@ -304,7 +304,7 @@ def test_a_learner_of_a_run_takes_its_own_jets(run, store):
 
 @pytest.mark.parametrize('change,why', [
     (dict(recipe='os.system'), 'No such recipe'), (dict(recipe='test_ae'), 'has no such setting'), (dict(settings=dict(width='import os')), 'Expected: int'),
-    (dict(settings=dict(width=24, func='eval')), 'no such setting'), (dict(settings=None), 'settings: None. Expected: an object'), (dict(settings=dict(width=10**12)), 'larger model'), (dict(settings=dict(width=10**6)), 'larger model'),
+    (dict(settings=dict(width=24, func='eval')), 'no such setting'), (dict(settings=None), 'settings: None. Expected: an object'), (dict(settings=dict(width=10**12)), 'out of range'), (dict(settings=dict(width=16_000)), 'of another model'),
     (dict(settings=dict(width=8)), 'of another model'), (dict(store=None), 'store: None'), (dict(format='pickle'), 'not a run'), (dict(version=99), 'another version')])
 def test_an_altered_config_is_an_error_and_no_more(change, why, run, tmp_path):
     for name in ('config.json', 'model.safetensors'): shutil.copy(run.path/name, tmp_path)
