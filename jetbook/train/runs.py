@@ -35,7 +35,7 @@ from ..data.paths import atomic_path, locked, output_folder, read_text, remove_d
 from ..data.loaders import jet_keys, split, Split
 from ..losses import image_pt_mass
 from ..metrics import classification_metrics, ReconstructionMeter
-from .recipes import check_setting, get_recipe
+from .recipes import check_range, check_setting, get_recipe, Range, RANGES
 from jetbook.train.training import (
     building,
     check_fields,
@@ -532,6 +532,8 @@ def _settings_of_training(r, epochs, lr_max, schedule, seed):
     if epochs < 1 or (lr_max != 'find' and lr_max <= 0):
         found = f'epochs={epochs}, lr_max={lr_max}'
         raise ConfigError('Nothing to train', found=found, expected='both above 0')
+    check_range('train', 'epochs', epochs, RANGES['epochs'])
+    check_range('train', 'lr_max', lr_max, Range(0, 1e38, above=True))
     if not 0 <= seed < 2**31:
         raise ConfigError('The seed is out of range', found=seed, expected='0 to 2,147,483,647')
     return dict(seed=seed, epochs=epochs, lr_max=lr_max, lr_found=lr_max == 'find', schedule=schedule)
@@ -556,9 +558,10 @@ def train(
 ):  # Run
     "Train a recipe by name, and write the run to the folder `out`"
     r, store = get_recipe(recipe), as_store(store)
+    settings = r.guard(store, settings=settings)
     training = _settings_of_training(r, epochs, lr_max, schedule, seed)
     parts = split(store, valid, test, split_seed, n_train=n_train)
-    config = _config(r, store, r.check(settings), parts, **training)
+    config = _config(r, store, r.guard(store, parts, settings), parts, **training)
     out = output_folder(out, 'config.json')
     run = _begun(out, config, resume)
     if run and run.complete:
