@@ -1011,13 +1011,13 @@ def _scan(a):
     "Score a store, keep the scores beside the jets, and draw the most anomalous"
     from jetbook.anomaly.methods import most_anomalous, scan, scan_notes
 
-    df = scan(a.run, _open(a.store), _unused(a), top=a.top)
+    df = scan(a.run, _open(a.store), a.output, top=a.top, overwrite=a.overwrite)
     if a.json:
         return _print_json(df.head(a.top))
     _print_table(most_anomalous(df, a.top))
     print('', *scan_notes(df, a.top), sep='\n')
-    picture = Path(a.output).name.removesuffix('.h5').removesuffix('.jets') + '.png'
-    print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {picture}')
+    drawn = f' and in {Path(df.attrs["picture"]).name}' if df.attrs['picture'] else ''
+    print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above{drawn}')
 
 # %% ../nbs/10_cli.ipynb #212f0b32
 @verb(
