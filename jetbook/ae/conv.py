@@ -17,7 +17,7 @@ from ..data.store import ConfigError, JetStore
 from ..data.transforms import MinMax
 from ..data.loaders import jet_dls, Split
 from ..losses import WeightedMSE
-from ..train.recipes import recipe
+from ..train.recipes import Range, recipe, Takes
 from ..train.runs import as_learner, reconstructions
 
 # %% ../../nbs/02_conv_ae.ipynb #989597e7
@@ -84,7 +84,18 @@ def set_start(
     nn.init.constant_(last.bias, math.log(start / (1 - start)))
 
 # %% ../../nbs/02_conv_ae.ipynb #74b7a5c9
-@recipe(task='reconstruct', reference='R1', epochs=10, lr_max=1e-4, schedule='flat')
+_TAKES = Takes(square=True, sides=(1, 128), do='vae and sparse_vae take larger images')
+
+
+@recipe(
+    task='reconstruct',
+    reference='R1',
+    epochs=10,
+    lr_max=1e-4,
+    schedule='flat',
+    takes=_TAKES,
+    ranges=dict(begin=Range(1e-4, 0.9999), threshold=Range(-1e9, 1e9)),
+)
 def conv_ae(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -93,15 +104,15 @@ def conv_ae(
     loss: Literal['weighted', 'mse'] = 'weighted',  # R1's weighted MSE, or the plain one
     weight: float = 100.0,  # of the bright pixels in the weighted loss
     threshold: float = 0.01,  # scaled pixels above it are bright
-    start: float = 0.5,  # pixels of the untrained network: about 1/2 as in R1; 0.05 trains better
+    begin: float = 0.5,  # pixels of the untrained network: about 1/2 as in R1; 0.05 trains better
     precision: Literal['fp32', 'bf16'] = 'fp32',  # of the convolutions
     bs: int = 128,  # jets per batch
 ):  # Learner
     "Convolutional autoencoder with weighted MSE, as R1"
     dls = jet_dls(store, split, task='reconstruct', channels=channels, tfms=[MinMax()], bs=bs)
     model = ConvAE(len(dls.train.channels), store.width, precision == 'bf16')
-    if start != 0.5:
-        set_start(model, start)
+    if begin != 0.5:
+        set_start(model, begin)
     return Learner(
         dls,
         model.to(memory_format=torch.channels_last),  # faster on CPUs

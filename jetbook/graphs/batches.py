@@ -48,7 +48,7 @@ from jetbook.graphs.edges import (
 class GraphSpec:
     "The specification of a jet graph: nodes, features and edges"
 
-    nodes: str = 'native'  # 'native': one per entry of the store (crystal, tower, track cell); 'pixel': one per lit pixel
+    nodes: str = 'native'  # 'native': one per entry (crystal, tower, track cell); 'pixel': one per lit pixel
     threshold: float = 0.0  # only nodes with a larger intensity
     rule: str = 'any'  # for pixels: apply the threshold to 'any' channel, or to their 'sum'
     resize: int = None  # for pixels: number per side to which the image is resized first, bilinearly
