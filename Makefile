@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test notebooks studies docs linkcheck bench wheel release clean
+.PHONY: help demo test notebooks studies docs linkcheck bench fuzz wheel release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,9 @@ docs: $(DEV_STAMP) ## the site in _docs/ (warnings are errors, every link is che
 linkcheck: $(DEV_STAMP) ## do the links that lead out of the site answer? (needs the network)
 	python docs/nbsrc.py
 	sphinx-build -q -b linkcheck -c docs docs/_nbs _docs/linkcheck
+
+fuzz: $(DEV_STAMP) ## 10,000 damaged files and 1,000 kills, an hour; goes on where it was stopped (ARGS='--files 500 --kills 20 --seed 1')
+	PYTHONPATH=tests:. OMP_NUM_THREADS=1 python -m fuzz $(ARGS)
 
 bench: $(DEV_STAMP) ## timed comparisons -> benchmarks/RESULTS.md
 	python benchmarks/run.py $(ARGS)

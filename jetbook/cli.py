@@ -7,12 +7,15 @@ __all__ = ['VERBS', 'arg', 'verb', 'parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ca7838f3
 import argparse
+import codecs
 import contextlib
+import glob
 import json
 import math
 import os
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from . import __version__
@@ -51,7 +54,7 @@ _EPILOG = """examples:
 
 jetbook VERB --help lists the options of a verb. STORE and DATA are a packed file
 (*.jets.h5), or one of the simulated samples that come with jetbook: sample:qg, sample:wqcd.
-exit status: 0 success, 1 error, 2 wrong usage, 130 interrupted"""
+exit status: 0 success, 1 error, 2 wrong usage, 70 a bug of jetbook, 130 interrupted"""
 
 
 def _doc(v):
@@ -98,8 +101,18 @@ def parser():  # argparse.ArgumentParser
     return p
 
 # %% ../nbs/10_cli.ipynb #19a28d28
+def _line(text):
+    "Text for one line of a terminal"
+    text = str(text)
+    if text.isprintable():
+        return text
+    from jetbook.data.store import printable
+
+    return printable(text)
+
+
 def _say(*lines):
-    print('jetbook:', '\n  '.join(map(str, lines)), file=sys.stderr, flush=True)
+    print('jetbook:', '\n  '.join(map(_line, lines)), file=sys.stderr, flush=True)
 
 
 def _as_options(text, verb):
@@ -118,8 +131,6 @@ def _as_options(text, verb):
 
 def _explain(e, verb=None):
     "The lines of an error message: what is wrong, what was found, what was expected, what to do"
-    if not hasattr(e, 'what'):
-        return [str(e) or type(e).__name__]
     parts = [(k, getattr(e, k)) for k in ('found', 'expected', 'do')]
     return [e.what] + [f'{k.capitalize()}: {_as_options(v, verb)}' for k, v in parts if v is not None]
 
@@ -133,38 +144,142 @@ def _plain_warnings(verb=None):
         warnings.showwarning = lambda message, *args, **kwargs: _say(f'warning: {_as_options(message, verb)}')
         yield
 
-# %% ../nbs/10_cli.ipynb #504f215f
+# %% ../nbs/10_cli.ipynb #f6e69e28
+def _as_jetbook_error(e):
+    "An error of the machine as one of jetbook's; None for any other"
+    from concurrent.futures import BrokenExecutor
+    from jetbook.data.paths import os_problem
+    from jetbook.data.store import DataError, JetbookError, MissingExtra
+
+    if isinstance(e, JetbookError):
+        return e
+    if isinstance(e, MemoryError) or 'OutOfMemory' in type(e).__name__ or "can't allocate memory" in str(e):
+        return DataError(
+            'There is not enough memory',
+            found=str(e).split('\n')[0] or None,
+            do='use fewer jets, a smaller batch (--set bs=32), or close other programs',
+        )
+    if isinstance(e, ImportError) and not (e.name or '').startswith('jetbook'):
+        package = (e.name or 'that is needed').split('.')[0]
+        return MissingExtra(
+            f'The package {package} cannot be imported', found=e, do='install it again with pip'
+        )
+    if isinstance(e, BrokenExecutor):
+        do = 'the memory may be used up: use fewer --workers'
+        return DataError('A worker process was ended from outside', do=do)
+    if isinstance(e, OSError):
+        name = e.filename if e.filename is not None else 'The output or a file'
+        problem = os_problem(e)
+        if problem is None:
+            return DataError(str(e) or type(e).__name__)
+        return DataError(f'{name} {problem[0]}', do=problem[1])
+
+# %% ../nbs/10_cli.ipynb #7f99b6e9
+_BUG = 70  # exit status, EX_SOFTWARE of sysexits.h
+_ISSUES = 'https://github.com/jetbook/jetbook/issues'
+
+
+def _failed(e, a):  # int, the exit status
+    "Say what went wrong"
+    known = _as_jetbook_error(e)
+    if known is None or a.debug:
+        traceback.print_exception(e)
+    if known is None:
+        _say('this is a bug in jetbook', f'Do: report it with the lines above, at {_ISSUES}')
+        return _BUG
+    _say(*_explain(known, a.verb))
+    return 1
+
+
+def _discard_output():
+    "Give up on what is still to be printed: its reader has gone, or the disk is full"
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _flush():
+    "Write out what was printed, as far as that is possible"
+    try:
+        if sys.stdout:  # None if the shell has closed it
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard_output()
+
+
 def _call(a):  # int, the exit status
     "Call a verb, and turn errors into messages"
     try:
         with _plain_warnings(a.verb):
             a.func(a)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         _say('interrupted')
         return 130
     except BrokenPipeError:  # `jetbook info f | head`: the reader has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return 1
     except Exception as e:
-        from jetbook.data.store import JetbookError
-
-        if a.debug or not isinstance(e, (JetbookError, OSError)):
-            raise
-        _say(*_explain(e, a.verb))
-        return 1
+        status = _failed(e, a)
+        _flush()
+        return status
     return 0
+
+# %% ../nbs/10_cli.ipynb #e38b9958
+_SPELLED = {'…': '...', '–': '-', '·': '*', '×': 'x', '±': '+-', '≤': '<=', '≥': '>=', '→': '->', '√': 'sqrt'}
+_SPELLED |= {'η': 'eta', 'φ': 'phi', 'τ': 'tau', 'β': 'beta', 'ε': 'epsilon', 'σ': 'sigma', 'Δ': 'Delta'}
+
+
+def _spell(e):
+    "Spell out the characters that cannot be shown, as a handler of codec errors"
+    if not isinstance(e, UnicodeEncodeError):
+        raise e
+    text = e.object[e.start : e.end]
+    return ''.join(_SPELLED.get(c) or ascii(c)[1:-1] for c in text), e.end
+
+
+codecs.register_error('jetbook', _spell)
+
+
+def _show_all_characters():
+    "Let no character stop the output"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='jetbook')
+
+# %% ../nbs/10_cli.ipynb #449234fd
+def _expand(value):
+    "An argument, or a list of them, with `~` and (on Windows) `*` replaced as a shell does"
+    if isinstance(value, str):
+        return os.path.expanduser(value) if re.match(r'~[\w.-]*([/\\]|$)', value) else value
+    if not isinstance(value, list):
+        return value
+    value = [_expand(v) for v in value]
+    if os.name != 'nt':
+        return value
+    return [name for v in value for name in (sorted(glob.glob(v)) if _is_pattern(v) else []) or [v]]
+
+
+def _is_pattern(value):
+    return isinstance(value, str) and '=' not in value and glob.has_magic(value)
 
 
 def main(
     argv: list = None,  # arguments; default: those of the process
 ):  # int, the exit status
     "Run a command line"
+    _show_all_characters()
     p = parser()
-    a = p.parse_args(argv)
+    try:
+        a = p.parse_args(argv)
+    except SystemExit as e:  # after the help, or a message about wrong usage
+        _flush()
+        return e.code
     if a.verb is None:
         p.print_help(sys.stderr)
         return 2
+    for k, v in vars(a).items():
+        setattr(a, k, _expand(v))
     os.environ.setdefault('MPLBACKEND', 'agg')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # spinning threads cost most of a busy machine
     return _call(a)
@@ -196,7 +311,62 @@ def _plain(o):
 
 
 def _print_json(o):
-    print(json.dumps(_plain(o), indent=1, ensure_ascii=False))
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    print(json.dumps(_plain(o), indent=1, ensure_ascii='utf' not in encoding.lower()))
+
+# %% ../nbs/10_cli.ipynb #7267c654
+def _whole(
+    least: int = 1,  # smallest number
+    most: int = 2**31 - 1,  # largest number
+):  # function of a text, for `type=` of an argument
+    "Whole numbers in a range"
+
+    def _read(text):
+        n = int(text) if re.fullmatch(r'[+-]?\d{1,20}', text) else None
+        if n is None or not least <= n <= most:
+            bounds = f'{least} or more' if most >= 2**31 - 1 else f'{least} to {most}'
+            raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, {bounds}')
+        return n
+
+    return _read
+
+
+def _number(
+    what: str,  # what is expected, in words
+    fits,  # function of a finite number: does it make sense?
+):  # function of a text, for `type=` of an argument
+    "Finite numbers in a range"
+
+    def _read(text):
+        try:
+            x = float(text)
+        except ValueError:
+            x = math.nan
+        if not (math.isfinite(x) and fits(x)):
+            raise argparse.ArgumentTypeError(f'{text!r} is not {what}')
+        return x
+
+    return _read
+
+
+_fraction = _number('a fraction, 0 or more and less than 1', lambda x: 0 <= x < 1)
+_positive = _number('a number greater than 0', lambda x: x > 0)
+_seed = _whole(0, 2**32 - 1)
+_PICTURES = ('png', 'pdf', 'svg', 'jpg', 'jpeg', 'webp', 'tif', 'tiff', 'eps', 'ps')
+
+
+def _picture(text):
+    "The name of a picture that can be written"
+    from jetbook.data.paths import JetbookError, output_file
+
+    if Path(text).suffix[1:].lower() not in _PICTURES:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} does not end in .png, .pdf, .svg or another kind of picture'
+        )
+    try:
+        return str(output_file(text))
+    except JetbookError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
 
 # %% ../nbs/10_cli.ipynb #d97d260f
 def _print_facts(**facts):
@@ -204,13 +374,18 @@ def _print_facts(**facts):
     from jetbook.report import fmt
 
     for k, v in facts.items():
-        print(f'{k.replace("_", " "):10} {fmt(v)}')
+        print(f'{k.replace("_", " "):10} {_line(fmt(v))}')
 
 
 def _print_table(df, name=None):
     from jetbook.report import text_table
 
+    df = df.rename(index=_name, columns=_name)
     print('\n' + text_table(df.rename_axis(name) if name else df))
+
+
+def _name(label):
+    return _line(label) if isinstance(label, str) else label
 
 
 def _open(data):
@@ -226,11 +401,11 @@ def _path(data):
     return _open(data).path if data.startswith('sample:') else data
 
 
-def _unused(a):
-    "The output, which must not exist unless --overwrite is given"
+def _unused(a, *sources):
+    "The output, which must not exist unless --overwrite is given, and be none of the files that are read"
     from jetbook.data.paths import output_file
 
-    return output_file(a.output, overwrite=a.overwrite)
+    return output_file(a.output, *sources, overwrite=a.overwrite)
 
 
 def _names(text):
@@ -245,7 +420,13 @@ def _size(path):
 @verb(
     'look into files',
     arg('file', metavar='FILE', help='dense HDF5 or parquet, a packed store, or sample:NAME'),
-    arg('-n', type=int, default=2000, metavar='N', help='dense files: read the first N jets (default: 2000)'),
+    arg(
+        '-n',
+        type=_whole(),
+        default=2000,
+        metavar='N',
+        help='dense files: read the first N jets (default: 2000)',
+    ),
     _JSON,
     example='  jetbook info jets.hdf5\n  jetbook info sample:qg',
 )
@@ -309,7 +490,7 @@ def _verify(a):
     ),
     _STORE,
     *_SOURCE,
-    arg('--towers', type=int, default=5, metavar='N', help='tower size in pixels (default: 5; 1: none)'),
+    arg('--towers', type=_whole(), default=5, metavar='N', help='tower size in pixels (default: 5; 1: none)'),
     arg(
         '--negative',
         choices=('raise', 'zero', 'keep'),
@@ -343,9 +524,11 @@ def _pack(a):
     arg(
         'kind', metavar='KIND', help='qg: quark and gluon jets, 125x125; wqcd: boosted W and QCD jets, 25x25'
     ),
-    arg('-n', type=int, required=True, metavar='N', help='number of jets, half of each class'),
-    arg('--seed', type=int, default=0, help='the same seed gives the same jets (default: 0)'),
-    arg('--workers', type=int, metavar='W', help='worker processes; default: one per CPU core'),
+    arg(
+        '-n', type=_whole(most=10**18), required=True, metavar='N', help='number of jets, half of each class'
+    ),
+    arg('--seed', type=_seed, default=0, help='the same seed gives the same jets (default: 0)'),
+    arg('--workers', type=_whole(), metavar='W', help='worker processes; default: one per CPU core'),
     _STORE,
     _OVERWRITE,
     example='  jetbook simulate qg -n 10000 --seed 1 -o qg.jets.h5\n\n'
@@ -379,7 +562,7 @@ def _sample(a):
     'make stores',
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FILE', help='the HDF5 file to write'),
-    arg('-n', type=int, metavar='N', help='the first N jets; default: all'),
+    arg('-n', type=_whole(), metavar='N', help='the first N jets; default: all'),
     arg('--gzip', action='store_true', help='compress (uncompressed, a jet of 125x125x3 takes 187.5 kB)'),
     _OVERWRITE,
     example='  jetbook export-dense sample:qg -n 1000 -o jets.hdf5',
@@ -389,10 +572,10 @@ def _export_dense(a):
     import jetbook.data.files  # gives stores `to_dense`
 
     s = _open(a.store)
-    n = len(s) if a.n is None else min(max(a.n, 0), len(s))
+    n = len(s) if a.n is None else min(a.n, len(s))
     one_jet = (1, s.height, s.width) + (() if s.layout == 'lagan' else (len(s.channels),))
     gzip = dict(chunks=one_jet, compression='gzip') if a.gzip else {}
-    s.to_dense(_unused(a), range(n), progress=not a.quiet, overwrite=a.overwrite, **gzip)
+    s.to_dense(_unused(a, a.store), range(n), progress=not a.quiet, overwrite=a.overwrite, **gzip)
     print(f'{a.output}: {n:,} jets, {_size(a.output)}')
 
 # %% ../nbs/10_cli.ipynb #7520fe0a
@@ -431,8 +614,15 @@ _SET = arg(
 )
 
 
+def _settings(pairs):
+    "Settings from texts 'name=value', read as JSON, else as strings"
+    from jetbook.train.recipes import Recipe
+
+    return Recipe('settings', None, None).parse(pairs)
+
+
 def _lr(text):
-    return text if text == 'find' else float(text)
+    return text if text == 'find' else _positive(text)
 
 
 @verb(
@@ -440,14 +630,14 @@ def _lr(text):
     arg('recipe', metavar='RECIPE', help='see `jetbook recipes`'),
     arg('data', metavar='DATA', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='RUN', help='the run folder to write'),
-    arg('--epochs', type=int, help="default: the recipe's"),
+    arg('--epochs', type=_whole(), help="default: the recipe's"),
     arg('--lr', type=_lr, help="largest learning rate, or 'find'; default: the recipe's"),
     arg('--schedule', help="one_cycle, cosine, flat or flat_cosine; default: the recipe's"),
-    arg('--seed', type=int, default=0, help='random seed of weights and jet order (default: 0)'),
-    arg('--split-seed', type=int, default=0, help='random seed of the split (default: 0)'),
-    arg('--valid', type=float, default=0.15, help='fraction of jets for validation (default: 0.15)'),
-    arg('--test', type=float, default=0.15, help='fraction of jets for testing (default: 0.15)'),
-    arg('--n-train', type=int, metavar='N', help='train on N jets only'),
+    arg('--seed', type=_seed, default=0, help='random seed of weights and jet order (default: 0)'),
+    arg('--split-seed', type=_seed, default=0, help='random seed of the split (default: 0)'),
+    arg('--valid', type=_fraction, default=0.15, help='fraction of jets for validation (default: 0.15)'),
+    arg('--test', type=_fraction, default=0.15, help='fraction of jets for testing (default: 0.15)'),
+    arg('--n-train', type=_whole(), metavar='N', help='train on N jets only'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
     _SET,
     example='  jetbook train conv_ae sample:qg -o runs/ecal --channels ECAL --epochs 5 --lr 3e-3 '
@@ -459,9 +649,11 @@ def _train(a):
     from jetbook.train.runs import train
 
     old = (Path(a.output) / 'model.safetensors').exists()
-    settings = get_recipe(a.recipe).parse(a.set)
+    recipe = get_recipe(a.recipe)
+    settings = _settings(a.set)
     if a.channels:
         settings = {'channels': _names(a.channels), **settings}
+    recipe.check(settings)  # a name such as `store` would meet another argument
     r = train(
         a.recipe,
         _open(a.data),
@@ -536,11 +728,16 @@ def _trained_on(run):
     arg('run', metavar='RUN', help='a finished run'),
     arg('store', metavar='STORE', help='jets with or without labels: a packed store, or sample:NAME'),
     arg(
-        '-o', '--output', required=True, metavar='CSV', help='the table to write: jet, score, label if known'
+        '-o',
+        '--output',
+        required=True,
+        metavar='CSV',
+        help='the table to write: jet, score, label if known; - for standard output',
     ),
     _OVERWRITE,
     _JSON,
-    example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv',
+    example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv\n'
+    '  jetbook predict runs/tagger new.jets.h5 -o - -q',
 )
 def _predict(a):
     "Score jets, labelled or not, and write a table of the scores"
@@ -550,16 +747,28 @@ def _predict(a):
 
     store = _open(a.store)
     run = Run(a.run)
-    _unused(a)
+    _check_table(a)
     t = pd.DataFrame(dict(score=predict(run, store, progress=not a.quiet)))
     if store.label_column:
         t[store.label_column] = store.columns[store.label_column]
+    what = _score_of(run)
+    if a.output == '-':
+        return print(t.to_csv(index_label='jet', lineterminator='\n'), end='')
     with atomic_path(a.output) as part:
         t.to_csv(part, index_label='jet')
-    what = _score_of(run)
     if a.json:
         return _print_json(dict(output=a.output, jets=len(t), score=what))
     print(f'{a.output}: {len(t):,} jets, {_size(a.output)}; score: {what}')
+
+
+def _check_table(a):
+    "Refuse an output that a table cannot be written to; `-` is standard output"
+    from jetbook.data.store import ConfigError
+
+    if a.output != '-':
+        _unused(a, a.store)
+    elif a.json:
+        raise ConfigError('Standard output is for the table', found='-o - --json', do='leave out one of them')
 
 
 def _score_of(run):
@@ -574,18 +783,22 @@ def _score_of(run):
 # %% ../nbs/10_cli.ipynb #df6ab3dd
 def _save(fig, path):
     import matplotlib.pyplot as plt
+    from jetbook.data.paths import atomic_path
 
-    fig.savefig(path, dpi=150, bbox_inches='tight')
+    with atomic_path(path) as part:
+        fig.savefig(part, format=Path(path).suffix[1:].lower(), dpi=150, bbox_inches='tight')
     plt.close(fig)
 
 
-def _print_result(t, a, what):
-    "Print a table, and where its picture is"
-    if a.json:
-        return _print_json(t)
-    _print_table(t)
-    if a.plot:
-        print(f'\n{a.plot}: {what}')
+def _print_result(t, a, draw, what='ROC curves'):
+    "Print a table; then draw its picture, which must not cost the table if it fails, and say where it is"
+    _print_json(t) if a.json else _print_table(t)
+    if not a.plot:
+        return
+    ax = draw()
+    _save(ax.figure, a.plot)
+    if not a.json:
+        print(f'\n{a.plot}: {"losses" if ax.get_ylabel() == "loss" else what}')
 
 
 def _compare_recipes(a):
@@ -598,17 +811,13 @@ def _compare_recipes(a):
             'A comparison of recipes needs one store, --recipes and -o',
             found=f'{len(a.runs)} stores or runs, --recipes {a.recipes}, -o {a.output}',
         )
-    if a.seeds < 1:
-        raise ConfigError('Nothing to train', found=f'--seeds {a.seeds}', expected='1 or more')
     store = _open(a.runs[0])
     names = _names(a.recipes)
     seeds = range(a.seeds)
     settings = dict(epochs=a.epochs, n_train=a.n_train)
     runs = compare_recipes(store, names, a.output, seeds, a.part, a.valid, a.test, _bars(a), **settings)
     scores = {**tagger_scores(runs, a.part), **baselines(store, runs[0].split(store), a.part, seeds)}
-    if a.plot:
-        _save(plot_roc(scores).figure, a.plot)
-    _print_result(tagger_table(scores), a, 'ROC curves')
+    _print_result(tagger_table(scores), a, lambda: plot_roc(scores))
 
 # %% ../nbs/10_cli.ipynb #f41d6a48
 @verb(
@@ -623,13 +832,17 @@ def _compare_recipes(a):
         metavar='FOLDER',
         help='with --recipes: folder of the runs; finished ones are reused',
     ),
-    arg('--seeds', type=int, default=3, metavar='N', help='with --recipes: seeds per recipe (default: 3)'),
-    arg('--epochs', type=int, help="with --recipes; default: each recipe's own"),
-    arg('--n-train', type=int, metavar='N', help='with --recipes: train on N jets only'),
-    arg('--valid', type=float, default=0.1, help='with --recipes: fraction for validation (default: 0.1)'),
-    arg('--test', type=float, default=0.4, help='with --recipes: fraction for testing (default: 0.4)'),
+    arg(
+        '--seeds', type=_whole(), default=3, metavar='N', help='with --recipes: seeds per recipe (default: 3)'
+    ),
+    arg('--epochs', type=_whole(), help="with --recipes; default: each recipe's own"),
+    arg('--n-train', type=_whole(), metavar='N', help='with --recipes: train on N jets only'),
+    arg(
+        '--valid', type=_fraction, default=0.1, help='with --recipes: fraction for validation (default: 0.1)'
+    ),
+    arg('--test', type=_fraction, default=0.4, help='with --recipes: fraction for testing (default: 0.4)'),
     arg('--part', default='test', help='part to report on (default: test)'),
-    arg('--plot', metavar='PNG', help='also draw ROC curves (classifiers) or losses'),
+    arg('--plot', metavar='PNG', type=_picture, help='also draw ROC curves (classifiers) or losses'),
     _JSON,
     example='  jetbook compare runs/* --plot runs.png\n'
     '  jetbook compare sample:qg --recipes pfn,sage --seeds 3 -o runs/taggers --plot roc.png\n\n'
@@ -642,13 +855,8 @@ def _compare(a):
     from jetbook.train.runs import compare, compare_plot
 
     t = compare(*a.runs, part=a.part)
-    what = None
-    if a.plot:
-        ax = compare_plot(*a.runs, part=a.part)
-        what = 'losses' if ax.get_ylabel() == 'loss' else 'ROC curves'
-        _save(ax.figure, a.plot)
     long = len(t.columns) > 2 * len(t) and not a.json
-    _print_result(t.T if long else t, a, what)
+    _print_result(t.T if long else t, a, lambda: compare_plot(*a.runs, part=a.part))
 
 # %% ../nbs/10_cli.ipynb #121a130d
 @verb(
@@ -656,8 +864,8 @@ def _compare(a):
     arg('model', metavar='MODEL', help='a run of pixel_code, or of an autoencoder without transforms'),
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='FILE', help='the compressed file to write, *.jetz'),
-    arg('--step', type=float, metavar='S', help="rounding step, smaller is finer; default: the model's"),
-    arg('--block', type=int, default=2048, metavar='N', help='jets coded together (default: 2048)'),
+    arg('--step', type=_positive, metavar='S', help="rounding step, smaller is finer; default: the model's"),
+    arg('--block', type=_whole(), default=2048, metavar='N', help='jets coded together (default: 2048)'),
     _OVERWRITE,
     _JSON,
     example='  jetbook train pixel_code sample:wqcd -o runs/code\n'
@@ -710,7 +918,7 @@ def _detectors(a):
     arg('-o', '--output', required=True, metavar='FOLDER', help='where the fitted detector is kept'),
     arg('--background', metavar='CLASS', help='the background class, by name or number (default: all jets)'),
     arg('--mixture', metavar='DATA', help='unlabelled jets with anomalies among them, for cwola'),
-    arg('--seed', type=int, default=0, help='random seed of the fit (default: 0)'),
+    arg('--seed', type=_seed, default=0, help='random seed of the fit (default: 0)'),
     _SET,
     example='  jetbook fit surrogates sample:wqcd --background QCD -o runs/qcd\n\n'
     '10% of the background is held out for the p-values. Run it again to resume a fit that was stopped.',
@@ -720,7 +928,10 @@ def _fit(a):
     from jetbook.anomaly.methods import fit_background, method_name
     from jetbook.train.recipes import get_recipe
 
-    seed = {'random_state': a.seed} if 'random_state' in get_recipe(a.detector, 'anomaly').params else {}
+    recipe = get_recipe(a.detector, 'anomaly')
+    settings = _settings(a.set)
+    recipe.check(settings)
+    seed = {'random_state': a.seed} if 'random_state' in recipe.params else {}
     method = fit_background(
         a.detector,
         _open(a.data),
@@ -728,17 +939,10 @@ def _fit(a):
         out=a.output,
         mixture=_open(a.mixture) if a.mixture else None,
         progress=not a.quiet,
-        **{**seed, **_settings(a.set)},
+        **{**seed, **settings},
     )
     n, held_out = method.background_['n'], len(method.background_scores_)
     print(f'{a.output}: {method_name(method)}, fitted to {n:,} jets, calibrated on {held_out:,}')
-
-
-def _settings(pairs):
-    "Settings from texts 'name=value', read as JSON, else as strings"
-    from jetbook.train.recipes import Recipe
-
-    return Recipe('settings', None, None).parse(pairs)
 
 # %% ../nbs/10_cli.ipynb #2d0b0d9a
 @verb(
@@ -748,7 +952,9 @@ def _settings(pairs):
     arg(
         '-o', '--output', required=True, metavar='STORE', help='the store to write, with a picture beside it'
     ),
-    arg('--top', type=int, default=8, metavar='N', help='jets in the picture and the table (default: 8)'),
+    arg(
+        '--top', type=_whole(), default=8, metavar='N', help='jets in the picture and the table (default: 8)'
+    ),
     _OVERWRITE,
     _JSON,
     example='  jetbook scan runs/qcd sample:wqcd -o scanned.jets.h5',
@@ -778,10 +984,16 @@ def _scan(a):
     ),
     arg('--background', required=True, metavar='CLASS', help='the background class, by name or number'),
     arg('--methods', metavar='A,B,…', help='names of detectors (default: all)'),
-    arg('--seeds', type=int, default=3, metavar='N', help='fits per method (default: 3)'),
+    arg('--seeds', type=_whole(), default=3, metavar='N', help='fits per method (default: 3)'),
     arg('--part', default='test', choices=('test', 'valid'), help='part to report on (default: test)'),
-    arg('--n-train', type=int, default=4800, metavar='N', help='background jets to fit to (default: 4800)'),
-    arg('--plot', metavar='PNG', help='also plot the significance improvement of cuts'),
+    arg(
+        '--n-train',
+        type=_whole(),
+        default=4800,
+        metavar='N',
+        help='background jets to fit to (default: 4800)',
+    ),
+    arg('--plot', metavar='PNG', type=_picture, help='also plot the significance improvement of cuts'),
     _JSON,
     example='  jetbook search sample:wqcd --background QCD -o runs/search\n'
     '  jetbook search sample:wqcd --background W -o runs/back --methods surrogates,nae --seeds 1',
@@ -799,18 +1011,16 @@ def _search(a):
     scores['supervised'] = supervised(store, a.background, seeds, a.part)
     mass = store.columns.get(store.column_name('mass'))
     t = comparison_table(scores, mass)
-    if a.plot:
-        _save(plot_gain(scores, t.index[:8]).figure, a.plot)
-    _print_result(t, a, 'significance improvement')
+    _print_result(t, a, lambda: plot_gain(scores, t.index[:8]), 'significance improvement')
 
 # %% ../nbs/10_cli.ipynb #5247d05b
 @verb(
     'all at once',
     arg('-o', '--output', default='demo', metavar='FOLDER', help='folder for all output (default: demo)'),
-    arg('--jets', type=int, default=4000, metavar='N', help='jets to use (default: 4000)'),
-    arg('--epochs', type=int, default=6, help='epochs per training (default: 6)'),
-    arg('--lr', type=float, default=3e-3, help='peak learning rate (default: 0.003)'),
-    arg('--seed', type=int, default=0, help='random seed of the trainings (default: 0)'),
+    arg('--jets', type=_whole(), default=4000, metavar='N', help='jets to use (default: 4000)'),
+    arg('--epochs', type=_whole(), default=6, help='epochs per training (default: 6)'),
+    arg('--lr', type=_positive, default=3e-3, help='peak learning rate (default: 0.003)'),
+    arg('--seed', type=_seed, default=0, help='random seed of the trainings (default: 0)'),
     example='  jetbook demo -o demo\n  jetbook demo -o quick --jets 400 --epochs 1',
 )
 def _demo(a):

@@ -255,8 +255,8 @@ def _section_jets(s, facts, store):
     )
     if l := facts['labels']:
         s.add(
-            text=f"""The number of tracks shows whether the labels have the expected meaning: {l['tracks_y1']:.2f} lit track
-            pixels per jet where y=1, {l['tracks_y0']:.2f} where y=0. Verdict: {l['verdict']}."""
+            text=f"""The number of tracks shows whether the labels have the expected meaning: {l['tracks_y1']:.2f}
+            lit track pixels per jet where y=1, {l['tracks_y0']:.2f} where y=0. Verdict: {l['verdict']}."""
         )
     s.add(
         text='The mean image of each class, on a logarithmic scale that is the same within a row.',
@@ -284,8 +284,8 @@ def _tagger_text(run, store):
     of_jet, profile = observables(store, [0], own=True).shape[1], jet_profile(store, [0]).shape[1]
     return f"""`pfn_quick`, a set network, takes a jet as the list of the detector's entries, each with its
     direction and momentum, and was trained on {n_train:,} jets in {run.metrics['fit']['seconds']:.1f} seconds. It
-    is compared with single observables, and with boosted trees on {of_jet} of them and on the {profile} values of the jet's
-    profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is wide. The
+    is compared with single observables, and with boosted trees on {of_jet} of them and on the {profile} values of
+    the jet's profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is wide. The
     rejection at 50% is one over the fraction of gluon jets kept at 50% quark efficiency."""
 
 
@@ -312,8 +312,8 @@ def _section_taggers(s, store):
     )
     s.add(text=_tagger_text(run, store))
     s.add(
-        text=f"""The rejection at any quark efficiency: higher is better. Results of longer trainings on more jets are in
-        {_site('taggers', 'the comparison of all taggers')}.""",
+        text=f"""The rejection at any quark efficiency: higher is better. Results of longer trainings on more jets
+        are in {_site('taggers', 'the comparison of all taggers')}.""",
         fig=fig,
         alt='Background rejection against signal efficiency of the set network, the boosted trees and four single '
         'observables',
@@ -388,8 +388,8 @@ _BYTES_TEXT = """How few bytes are needed to store a jet with small errors of it
 same error are better.
 
 A 25x25 image takes 2,500 bytes as float32, but few of its pixels are lit. A code rounds their values, in steps whose
-size sets the loss, and stores which pixels are lit and their intensities. The learned code (recipe `pixel_code`, {epochs} on {n:,}
-jets) predicts each pixel from the previous ones; an entropy coder turns good predictions into few bytes."""
+size sets the loss, and stores which pixels are lit and their intensities. The learned code (recipe `pixel_code`,
+{epochs} on {n:,} jets) predicts each pixel from the previous ones; an entropy coder turns good predictions into few bytes."""
 
 
 def _bytes_table(code, store):
@@ -532,8 +532,8 @@ A good copy has an MSE far below that of the all-black image, precision and reca
 images are scaled to [0,1] by their own extremes; a pixel is bright above {threshold:g}, and the weighted MSE is the
 loss. Each model and an image of zeros are scored on the {n_test:,} jets of the test part, not used in training."""
 
-_AE_COLUMNS = """Precision: the fraction of pixels reconstructed as bright that are bright; recall: the fraction of bright
-pixels that are reconstructed as bright; F1 is their harmonic mean. pT residuals are (in - out)/in of the summed
+_AE_COLUMNS = """Precision: the fraction of pixels reconstructed as bright that are bright; recall: the fraction of
+bright pixels that are reconstructed as bright; F1 is their harmonic mean. pT residuals are (in - out)/in of the summed
 transverse momentum of the image: bias is their median, 1 if all of it is lost and negative if more comes out than went
 in; 2 sigma is twice their standard deviation."""
 
@@ -617,8 +617,8 @@ def _section_machine(s, dense_mb, memory):
     s.add(text=f'On {machine()}. ' + ', '.join(f'{k} {v}' for k, v in versions().items()) + '.')
 
 # %% ../nbs/09a_demo.ipynb #e59ca571
-_LEAD = """{n:,} quark and gluon jets in a dense HDF5 file of the CMS Open Data layout: inspected, packed, verified bit by
-bit, and used to train a tagger and autoencoders. Smaller images of W and QCD jets are used for an anomaly search, a
+_LEAD = """{n:,} quark and gluon jets in a dense HDF5 file of the CMS Open Data layout: inspected, packed, verified bit
+by bit, and used to train a tagger and autoencoders. Smaller images of W and QCD jets are used for an anomaly search, a
 learned code and a latent map.
 
 {simulated}"""

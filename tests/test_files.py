@@ -243,8 +243,8 @@ def test_info_of_all_kinds(cms, e2e, x, tmp_path):
 def test_verify_finds_what_differs(cms, jets, x, tmp_path):
     s = pack(cms, tmp_path/'cms.jets.h5', progress=False)
     for store in (s, s.path):
-        eq(verify(store), dict(jets=40, compared=0, identical=None))
-        eq(verify(store, cms, progress=False), dict(jets=40, compared=40, identical=True))
+        eq(verify(store), dict(jets=40, checksums=12, compared=0, identical=None))
+        eq(verify(store, cms, progress=False), dict(jets=40, checksums=12, compared=40, identical=True))
     other = x.copy()
     other[21, 60, 60, 0] += 1
     fails(lambda: verify(s, write(tmp_path/'o.h5', other, **jets.columns), progress=False), contains='jet 21')

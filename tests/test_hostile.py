@@ -290,6 +290,101 @@ def test_flipped_bytes(toys, tmp_path, kind, n):
     seen,_ = survives(flip, p, 1, n)
     assert seen['read'] and seen['refused'] and seen.total()==n
 
+def same_arrays(a, b):
+    "The same names, types and bits"
+    arrays = [
+        {**{f'{k}/{i}': o for k, e in s.entries.items() for i, o in enumerate(e)}, **s.columns} for s in (a, b)
+    ]
+    return list(arrays[0]) == list(arrays[1]) and all(
+        v.dtype == w.dtype and v.tobytes() == w.tobytes() for v, w in zip(*(o.values() for o in arrays))
+    )
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_flipped_bit_is_found(toys, tmp_path, dtype):
+    "By `verify`, and before anything is trained: 150 copies of a store, each with another bit flipped"
+    from jetbook.data.loaders import JetDL
+
+    path = toys[:6].save(tmp_path / 'a.jets.h5', value_dtype=dtype)
+    right, raw, rng = JetStore(path), path.read_bytes(), np.random.default_rng(0)
+    seen = Counter()
+    for k in range(150):
+        b = bytearray(raw)
+        b[rng.integers(len(b))] ^= 1 << int(rng.integers(8))
+        bad = tmp_path / f'bad{k}.jets.h5'
+        bad.write_bytes(b)
+        for fn in (verify, lambda p: JetDL(JetStore(p, mmap=bool(k % 2)))):
+            try:
+                fn(bad)
+            except StoreError as e:
+                seen['found'] += 1
+                assert e.do
+            except DataError:
+                seen['found'] += 1
+            else:
+                seen['harmless'] += 1
+                store = JetStore(bad)
+                assert same_arrays(store, right) and (store.source, store.layout) == (right.source, right.layout)
+        bad.unlink()
+    assert seen["found"] > 100, seen
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('mmap', [False, True])
+def test_a_store_with_a_pixel_that_is_no_number(store_file, value, mmap):
+    "Is refused when it is opened, even if its checksum is right"
+    import jetbook.data.hdf5 as h
+
+    def spoil(f):
+        v = f['ECAL/value'][:]
+        v[[5, -1]] = value
+        del f['ECAL/value']
+        h.write_array(f['ECAL'], 'value', v)
+
+    bad = edit(store_file, spoil)
+    refused(lambda: JetStore(bad, mmap=mmap), 'A pixel of ECAL is not finite', 'in jet 0', kind=StoreError)
+    refused(lambda: verify(bad), 'A pixel of ECAL is not finite', kind=StoreError)
+
+
+def test_a_column_without_a_checksum(store_file):
+    "May be added by other programs"
+    with h5py.File(store_file, 'r+') as f:
+        f['score'] = np.arange(40.0)
+    assert verify(store_file)['checksums'] == 12 and len(JetStore(store_file).check()) == 40
+    with h5py.File(store_file, 'r+') as f:
+        f['pt'][3] = 7
+    refused(lambda: JetStore(store_file), 'pt is damaged', kind=StoreError)
+
+
+def cut_while_mapped(path):
+    "Open a store, cut its file, and use it; what the error says"
+    s = JetStore(path, mmap=True)
+    same, few = s.select(channels='ECAL'), s[:3]
+    os.truncate(path, 4096)
+    said = []
+    for fn in (lambda: s.images([35]), lambda: s[35], lambda: s.clouds([35]), lambda: s[30:], lambda: same.images([35])):
+        try:
+            fn()
+        except StoreError as e:
+            said.append(str(e))
+    assert few.images().shape[0] == 3  # a copy in memory
+    return said
+
+
+def test_a_mapped_file_that_is_cut_while_in_use(store_file):
+    "Is an error; the system would end the process"
+    said, _ = survives(cut_while_mapped, store_file)
+    assert len(said) == 5 and all('was cut while in use' in o and 'Do: ' in o for o in said)
+
+
+@pytest.mark.parametrize('how', ['delete', 'replace'])
+def test_a_mapped_file_that_is_deleted_or_replaced(toys, store_file, how):
+    "Is still there for those who have it open"
+    s = JetStore(store_file, mmap=True)
+    store_file.unlink() if how == 'delete' else toys[:2].save(store_file)
+    assert (s.images([35]) == toys.images([35])).all()
+
+
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 def test_parquet_contents(tmp_path, toys):

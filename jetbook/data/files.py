@@ -38,6 +38,7 @@ from jetbook.data.paths import (
     checksum,
     file_kind,
     input_file,
+    checksum_of_pieces,
     locked,
     output_file,
     output_folder,
@@ -45,7 +46,18 @@ from jetbook.data.paths import (
     read_text,
     remove_named,
 )
-from .hdf5 import h5_attr, h5_dataset, MAX_CHUNK, NEW_H5, new_h5, open_h5, sample, write_header
+from jetbook.data.hdf5 import (
+    check_sums,
+    h5_attr,
+    h5_dataset,
+    MAX_CHUNK,
+    NEW_H5,
+    new_h5,
+    open_h5,
+    sample,
+    write_array,
+    write_header,
+)
 
 # %% ../../nbs/00c_files.ipynb #1b820869
 # unsigned: a signed index would be checked for counting from the end
@@ -1244,13 +1256,18 @@ def _fill_spool(src, spool, towers, negative, progress):
 def _write_values(group, name, a, dtype, step=2**24):
     "Copy the array `a` into a new dataset of `dtype`, in pieces of `step`"
     d = group.create_dataset(name, a.shape, dtype)
-    for lo in range(0, len(a), step):
-        with np.errstate(over='ignore'):
-            b = np.asarray(a[lo : lo + step], dtype)
-        if name == 'value' and not np.isfinite(b).all():
-            what = f'{group.name.lstrip("/")} has values too large for {dtype}'
-            raise DataError(what, found=float(a.max()), expected='at most 65,504', do='keep float32')
-        d[lo : lo + len(b)] = b
+
+    def _pieces():
+        for lo in range(0, len(a), step):
+            with np.errstate(over='ignore'):
+                b = np.asarray(a[lo : lo + step], dtype)
+            if name == 'value' and not np.isfinite(b).all():
+                what = f'{group.name.lstrip("/")} has values too large for {dtype}'
+                raise DataError(what, found=float(a.max()), expected='at most 65,504', do='keep float32')
+            d[lo : lo + len(b)] = b
+            yield b
+
+    d.attrs['crc32'] = np.uint32(checksum_of_pieces(d.dtype, d.shape, _pieces()))
 
 
 def _assemble(src, spool, dest, value_dtype):
@@ -1262,11 +1279,11 @@ def _assemble(src, spool, dest, value_dtype):
             count, pixel, bits = spool.read(c)
             g = f.create_group(k)
             g.attrs['upsample'] = spool.state['up'][k]
-            g.create_dataset('offsets', data=np.concatenate([[0], np.cumsum(count, dtype=np.int64)]))
+            write_array(g, 'offsets', np.concatenate([[0], np.cumsum(count, dtype=np.int64)]))
             _write_values(g, 'pixel', pixel, np.uint16)
             _write_values(g, 'value', bits.view(np.float32), value_dtype)
         for k, v in src.columns.items():
-            f.create_dataset(k, data=v)
+            write_array(f, k, v)
         f.attrs['complete'] = True
 
 
@@ -1428,11 +1445,12 @@ def verify(
     source=None,  # what it was packed from
     progress: bool = True,  # show a bar
     **kwargs,  # passed to `open_source`
-):  # dict: jets, compared, identical
-    "Check a store's structure and, given the source, that every jet is bit for bit the same"
+):  # dict: jets, checksums (arrays that were compared with theirs), jets compared, identical
+    "Check a store's structure and checksums and, given the source, that every jet is bit for bit the same"
     s = store if isinstance(store, JetStore) else JetStore(store)
+    sums = check_sums(s.path)['arrays'] if s.path else 0
     if source is None:
-        return dict(jets=len(s), compared=0, identical=None)
+        return dict(jets=len(s), checksums=sums, compared=0, identical=None)
     src = open_source(source, **kwargs)
     shape = (s.height, s.width, len(s.channels))
     if (src.n, src.shape, src.channels) != (len(s), shape, s.channels):
@@ -1442,7 +1460,7 @@ def verify(
     for k, v in src.columns.items():
         if not np.array_equal(s.columns.get(k), v):
             raise StoreError('A column differs from the source', found=k, do='pack it again')
-    return dict(jets=len(s), compared=src.n, identical=True)
+    return dict(jets=len(s), checksums=sums, compared=src.n, identical=True)
 
 # %% ../../nbs/00c_files.ipynb #5ad99771
 @patch

@@ -17,6 +17,7 @@ from fastai.data.load import DataLoader
 from fastai.torch_basics import default_device, Pipeline
 from fastcore.basics import patch
 from fastcore.meta import delegates
+import jetbook.data.hdf5
 from .store import ConfigError, DataError, JetStore, show_jet
 
 # %% ../../nbs/00g_loaders.ipynb #78d0eaf5
@@ -318,7 +319,7 @@ class StoreDL(DataLoader):
     ):
         if bs < 1:
             raise ConfigError('A batch needs a jet', found=bs, expected='bs of 1 or more')
-        self.idx = store.indices(idx)
+        self.idx = store.check().indices(idx)
         self.seed = seed
         self.split_idx = split_idx
         self.epoch = 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MissingFile', 'OutputError', 'InUse', 'os_problem', 'output_file', 'output_folder', 'remove_dead', 'atomic_path',
-           'locked', 'remove_named', 'input_file', 'read_text', 'file_kind', 'checksum']
+           'locked', 'remove_named', 'input_file', 'read_text', 'file_kind', 'checksum', 'checksum_of_pieces']
 
 # %% ../../nbs/00a_paths.ipynb #ab2b97d5
 import errno
@@ -404,7 +404,18 @@ def checksum(
         if isinstance(array, (bytes, bytearray, memoryview))
         else np.asarray(array)
     )
-    head = f'{a.dtype.newbyteorder("<").str} {a.shape}'.encode()
-    a = np.ascontiguousarray(a, a.dtype.newbyteorder('<'))
-    flat = a.reshape(-1).view(np.uint8) if a.size else b''
-    return zlib.crc32(flat, zlib.crc32(head))
+    return checksum_of_pieces(a.dtype, a.shape, [a])
+
+
+def checksum_of_pieces(
+    dtype,  # type of the whole array
+    shape: tuple,  # its shape
+    pieces,  # iterable of arrays, which make up the whole along its first axis
+):  # int, what `checksum` gives for the whole
+    "CRC-32 of an array that is too large to be held at once"
+    dtype = np.dtype(dtype).newbyteorder('<')
+    crc = zlib.crc32(f'{dtype.str} {tuple(shape)}'.encode())
+    for a in pieces:
+        a = np.ascontiguousarray(a, dtype)
+        crc = zlib.crc32(a.reshape(-1).view(np.uint8) if a.size else b'', crc)
+    return crc
