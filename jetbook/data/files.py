@@ -42,6 +42,7 @@ from jetbook.data.paths import (
     locked,
     output_file,
     output_folder,
+    os_problem,
     OutputError,
     read_text,
     remove_named,
@@ -176,6 +177,7 @@ class Source:
         left: dict = None,  # column name -> array of text (n,) or of short rows (n, K), or what else it is
         notes=(),  # what was decided in reading, to be said
         close=None,  # closes what `read` has opened; reading goes on all the same
+        starts=None,  # jets at which reading can begin; default: anywhere
     ):
         self.read = read
         self.n = n
@@ -187,6 +189,7 @@ class Source:
         self.name = name
         self.files = files
         self.close = close or (lambda: None)
+        self.starts = starts
         jet_bytes = 4 * math.prod(self.shape) or 1
         self.step = step or max(min(READ_BYTES, STEP_BYTES) // jet_bytes, 1)
         self.channels = tuple(channels or LAYOUTS[layout].channels or [f'c{i}' for i in range(shape[2])])
@@ -425,6 +428,7 @@ class _Contiguous:
         if self.file is not None:
             self.file.close()
             self.file = None
+            self.buf = np.empty(0, self.buf.dtype)  # what was read last is still valid
 
     def __call__(self, lo, hi):
         if self.file is None:
@@ -460,6 +464,10 @@ def _h5_reader(path, ds):
         return read, None, None
     chunk = min(ds.chunks[0], len(ds) or 1)
     jet = math.prod(ds.shape[1:]) * ds.dtype.itemsize or 1  # bytes
+    if chunk * jet > 64 * READ_MOST:
+        what = f'{key.lstrip("/")} has chunks of too many jets'
+        expected = f'at most {64 * READ_MOST:,} bytes of images'
+        raise DataError(what, f'{chunk:,} jets', expected, 'rewrite the file with smaller chunks (h5repack)')
     if chunk * jet > READ_MOST:  # as many jets as memory allows: a chunk is unpacked more than once
         return read, max(READ_MOST // jet, 1), None
     return read, chunk * max(STEP_BYTES // (chunk * jet), 1), None
@@ -514,6 +522,13 @@ def _check_alike(s, s0):
         raise DataError('Files do not fit together', found=found, expected=expected)
 
 
+def _joined_left(parts):
+    "What was left of a column of several sources, or why it can't be had"
+    if all(isinstance(p, np.ndarray) and p.shape[1:] == parts[0].shape[1:] for p in parts):
+        return np.concatenate(parts)
+    return next((p for p in parts if isinstance(p, str)), 'in some of the files only')
+
+
 def join_sources(
     sources: list,  # of `Source`, alike in shape and channels
 ):  # Source
@@ -523,13 +538,16 @@ def join_sources(
         _check_alike(s, s0)
     ends = np.cumsum([s.n for s in sources])
     starts = ends - [s.n for s in sources]
+    opened = []
 
     def read(lo, hi):
         here = [(s, a, b) for s, a, b in zip(sources, starts, ends) if lo < b and hi > a]
-        for s in sources:  # one file open at a time, however many there are
-            if all(s is not o for o, _, _ in here):
-                s.close()
-        parts = [s.read(max(lo - a, 0), min(hi - a, s.n)) for s, a, b in here]
+        parts = []
+        for s, a, b in here:
+            if opened and opened[0] is not s:  # one file open at a time, however many there are
+                opened.pop().close()
+            opened[:] = [s]
+            parts.append(s.read(max(lo - a, 0), min(hi - a, s.n)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     columns = {k: np.concatenate([s.columns[k] for s in sources]) for k in s0.columns}
@@ -538,7 +556,7 @@ def join_sources(
         name += f' and {len(sources) - 8} more'
     step = max(s.step for s in sources)
     files = [f for s in sources for f in s.files]
-    left = {k: 'in some of the files' for s in sources for k in s.left}
+    left = {k: _joined_left([s.left.get(k) for s in sources]) for s in sources for k in s.left}
     notes = list(dict.fromkeys(n for s in sources for n in s.notes))
 
     def close():
@@ -579,9 +597,10 @@ def _arrow_errors(name):
     except JetbookError:
         raise
     except Exception as e:
-        what = f'{name} is damaged or not a parquet file'
         found = f'{type(e).__name__}: {e}'[:300]
-        raise DataError(what, found=found, do='check that the download is complete') from e
+        problem = os_problem(e) if isinstance(e, OSError) else None
+        what, do = problem or ('is damaged or not a parquet file', 'check that the download is complete')
+        raise DataError(f'{name} {what}', found=found, do=do) from e
 
 # %% ../../nbs/00c_files.ipynb #53770e77
 def _thrift(b, i=0):
@@ -646,19 +665,31 @@ def _check_column_chunk(file, c):
         raise DataError(f'{c.path_in_schema} unpacks to too much', found, expected, 'do not trust this file')
 
 
+def _top(path, names):
+    "The column, one of `names`, that a leaf such as y.list.element belongs to"
+    while path not in names and '.' in path:
+        path = path.rpartition('.')[0]
+    return path
+
+
 def _numbers_a_jet(f, image, path, channels):
-    "Numbers in one jet of the parquet file `f`, checked before anything is unpacked"
+    """Numbers in one jet of the parquet file `f`, checked before anything is unpacked; and the values of each
+    column in all (of its first part, if it has several)"""
     md = f.metadata
     size = path.stat().st_size
     if md.num_rows > size:
         found = f'{md.num_rows:,} rows in {size:,} bytes'
         raise DataError('More jets than bytes', found=found, do='do not trust this file')
     per = set()
+    names = set(f.schema_arrow.names)
+    tops = [_top(md.schema.column(i).path, names) for i in range(md.num_columns)]
+    values = dict.fromkeys(names, 0)
     with open(path, 'rb') as file:
         for rg in map(md.row_group, range(md.num_row_groups)):
-            for c in map(rg.column, range(rg.num_columns)):
+            for k, c in zip(tops, map(rg.column, range(rg.num_columns))):
                 _check_column_chunk(file, c)
-                if rg.num_rows and c.path_in_schema.split('.')[0] == image.split('.')[0]:
+                values[k] = values.get(k, 0) + c.num_values
+                if rg.num_rows and k == image:
                     per.add(c.num_values / rg.num_rows)
     if len(per) != 1 or (n := per.pop()) % 1:
         found = 'another number of values in some jets'
@@ -666,7 +697,7 @@ def _numbers_a_jet(f, image, path, channels):
     if n > 2**16 * channels:
         expected = f'at most {2**16 * channels:,}'
         raise DataError(f'{image} has jets too large', found=f'{n:,.0f} numbers per jet', expected=expected)
-    return int(n)
+    return int(n), values
 
 # %% ../../nbs/00c_files.ipynb #402d01d6
 class _ParquetRows:
@@ -713,6 +744,8 @@ class _ParquetRows:
         skip = lo - self.pos
         parts = [] if self.rest is None else [self.rest]
         while (n := sum(map(len, parts))) < skip + hi - lo:
+            while parts and len(parts[0]) <= skip:  # before what is wanted
+                skip -= len(parts.pop(0))
             part = self._next()
             if part is None:
                 found = f'row {lo + n - skip}'
@@ -737,6 +770,9 @@ def _check_parquet(f, image, name):
 def _parquet_file(path, metadata=None):
     import pyarrow.parquet as pq
 
+    kind, do = file_kind(path)
+    if kind != 'parquet':
+        raise DataError(f'{path.name} is {kind}', found=kind, expected='a parquet file', do=do)
     with _arrow_errors(path.name):
         return pq.ParquetFile(path, buffer_size=2**20, metadata=metadata)
 
@@ -768,11 +804,11 @@ def _plain_column(col):
     return str(t)
 
 
-def _parquet_columns(f, image):
-    "Every column of numbers beside the images, and what else there is"
+def _parquet_columns(f, image, values):
+    "Every column of numbers beside the images, and what else there is; more than two values a row are not read"
     cols = {}
     left = {}
-    names = [o.name for o in f.schema_arrow if o.name != image and not _is_large(f, o.name)]
+    names = [k for k in f.schema_arrow.names if k != image and values[k] <= 2 * f.metadata.num_rows]
     table = f.read(columns=names)
     for k in names:
         v = _plain_column(table[k].combine_chunks())
@@ -782,16 +818,6 @@ def _parquet_columns(f, image):
             left[k] = v
     left.update({o.name: str(o.type) for o in f.schema_arrow if o.name not in (image, *names)})
     return cols, left
-
-
-def _is_large(f, name):
-    "Has the column more than two values in a row, or is it no column of its own?"
-    md = f.metadata
-    at = [i for i in range(md.num_columns) if md.row_group(0).column(i).path_in_schema.split('.')[0] == name]
-    if len(at) != 1:
-        return True
-    n = sum(md.row_group(g).column(at[0]).num_values for g in range(md.num_row_groups))
-    return n > 2 * md.num_rows
 
 # %% ../../nbs/00c_files.ipynb #0ce93627
 def parquet_source(
@@ -807,11 +833,12 @@ def parquet_source(
     f = _parquet_file(path)
     with contextlib.closing(f), _arrow_errors(path.name):
         _check_parquet(f, image, path.name)
-        batch = max(min(64, 2**22 // _numbers_a_jet(f, image, path, len(channels))), 1)
+        numbers, values = _numbers_a_jet(f, image, path, len(channels))
+        batch = max(min(64, 2**22 // numbers), 1)
         rows = _ParquetRows(path, f, image, f'{image} in {path.name}', batch)
         turn, shape, _ = _turned(rows(0, 1).shape[1:], len(channels), channels_first, image)
         rows.close()
-        columns, left = _parquet_columns(f, image)
+        columns, left = _parquet_columns(f, image, values)
         n = f.metadata.num_rows
     return Source(
         lambda lo, hi: turn(rows(lo, hi)),
@@ -826,6 +853,7 @@ def parquet_source(
         left,
         [],  # the channels always come first
         rows.close,
+        np.concatenate([[0], rows.ends[:-1]]),
     )
 
 # %% ../../nbs/00c_files.ipynb #35c00c69
@@ -907,7 +935,10 @@ def _refuse_copies(sources):
         key = (s.n, s.shape, *(checksum(v) for _, v in sorted(s.columns.items())))
         for o in seen.setdefault(key, []):
             ends = [(0, min(s.n, 20)), (max(s.n - 20, 0), s.n)]
-            if all(np.array_equal(np.array(s.read(*e)), o.read(*e), equal_nan=True) for e in ends):
+            mine = [np.array(s.read(*e)) for e in ends]
+            same = all(np.array_equal(x, o.read(*e), equal_nan=True) for x, e in zip(mine, ends))
+            o.close()
+            if same and any(x.any() for x in mine):
                 found = f'{s.name} and {o.name}'
                 raise DataError(
                     'Two files hold the same jets', found, 'every jet once', 'leave one of them out'
@@ -921,10 +952,10 @@ def _given_class(src, y):
     if y is None:
         return src
     key = LAYOUTS[src.layout].label
-    if key in src.columns and (src.columns[key] != y).any():
-        found = f'{key} with {_values(src.columns[key])}'
+    own = src.columns.get(key, src.left.get(key))
+    if own is not None and (isinstance(own, str) or np.ndim(own) != 1 or (own != y).any()):
+        found = f'{key} with {own if isinstance(own, str) else _values(own)}'
         raise DataError(f'{src.name} has labels of its own', found, f'no labels, or {y}', f'leave out :{y}')
-    src.left.pop(key, None)
     src.columns = {key: np.full(src.n, y, np.uint8), **{k: v for k, v in src.columns.items() if k != key}}
     return src
 
@@ -947,6 +978,8 @@ def _file_source(path, layout, channels, image, channels_first):
 def _labelled(src, label):
     "`src`, with its label, or the column that `label` names, as 0 and 1"
     key = LAYOUTS[src.layout].label
+    if label is False:
+        return src
     name, _, one = (label or '').partition('=')
     own = [k for k in ALIASES['label'] if k in src.columns or k in src.left]
     for k in [name or key, *(k for k in own if k not in (name, key))]:
@@ -981,7 +1014,7 @@ def open_source(
     source,  # a path, several, a folder, a dict path -> class, an array (N, H, W[, C]), or a `Source`
     layout: str = None,  # 'cms', 'lagan', 'egamma', 'parquet' or 'array'; default: recognised
     channels=None,  # C channel names, when they are not the layout's
-    label: str = None,  # column that holds the class, if not the layout's; 'column=value': that value is class 1
+    label: str = None,  # column of the class, if not the layout's; 'column=value': that is class 1; False: unread
     image: str = None,  # files: key of the images, when it is not the layout's
     channels_first: bool = None,  # is C the second axis? default: recognised
     columns: dict = None,  # arrays: column name -> array (N,)
@@ -1038,7 +1071,7 @@ def check_labels(
 
 # %% ../../nbs/00c_files.ipynb #52ff7e1d
 _MARK = '.jetbook.pack'  # by which a folder is known as one of `pack`
-_PARTS = r'\d+\.\d+\.(count|pixel|value)|progress\.(jsonl|tmp)|store\.h5|\.jetbook\.pack'
+_PARTS = r'\d+\.\d+\.(count|pixel|value)|dropped|progress\.(jsonl|tmp)|store\.h5|\.jetbook\.pack'
 
 
 class _Part:
@@ -1050,6 +1083,7 @@ class _Part:
         self.rec = folder / 'progress.jsonl'
         self.files = {}
         self.new = [0] * len(names)
+        self.gone = 0
         self.log = None
         for p in self.folder.iterdir():
             if p.is_symlink() or not p.is_file():
@@ -1057,7 +1091,8 @@ class _Part:
                 raise OutputError(f'{p} is not a file of pack', 'a link or a folder', 'a file', do)
         self.state = self._last_record()
         if self.state.get('key') != key or not self.complete():
-            self.state = dict(key=key, done=0, up={}, entries=dict.fromkeys(names, 0), rounded=0)
+            entries = dict.fromkeys(names, 0)
+            self.state = dict(key=key, done=0, dropped=0, up={}, entries=entries, rounded=0, zeroed=0)
             remove_named(self.folder, _PARTS)
         (self.folder / _MARK).touch()
 
@@ -1068,18 +1103,29 @@ class _Part:
         except (OSError, ValueError, IndexError):
             return {}
 
-    def path(self, c, kind):
-        "File of channel `c`'s counts, pixels or values"
+    def path(self, c, kind=None):
+        "File of channel `c`'s counts, pixels or values, or of the jets that were left out"
+        if kind is None:
+            return self.folder / c
         return self.folder / f'{c}.{self.state["up"][self.names[c]]}.{kind}'
 
-    def sizes(self, c):
-        "Valid bytes of each file of channel `c`"
-        n = self.state['entries'][self.names[c]]
-        return dict(count=8 * self.state['done'], pixel=2 * n, value=4 * n)
+    def sizes(self):
+        "Valid bytes of each file: counts, pixels and values of each channel, and which jets were left out"
+        st = self.state
+        res = {('dropped',): 8 * st['dropped']}
+        for c, name in enumerate(self.names):
+            n = st['entries'][name]
+            res |= {(c, 'count'): 8 * self.kept, (c, 'pixel'): 2 * n, (c, 'value'): 4 * n}
+        return res
+
+    @property
+    def kept(self):
+        "Jets packed so far"
+        return self.state['done'] - self.state['dropped']
 
     def complete(self):
         "Are all files there, as long as the record says?"
-        sizes = [(self.path(c, k), n) for c in range(len(self.names)) for k, n in self.sizes(c).items()]
+        sizes = [(self.path(*k), n) for k, n in self.sizes().items()]
         return all(p.is_file() and p.stat().st_size >= n for p, n in sizes)
 
 # %% ../../nbs/00c_files.ipynb #d130776e
@@ -1092,11 +1138,10 @@ class _Spool(_Part):
         tmp.write_text(json.dumps(self.state) + '\n')
         os.replace(tmp, self.rec)
         self.log = open(self.rec, 'a')
-        for c in range(len(self.names)):
-            for kind, size in self.sizes(c).items():
-                with open(self.path(c, kind), 'ab') as f:
-                    f.truncate(size)
-                self.files[c, kind] = open(self.path(c, kind), 'ab')
+        for k, size in self.sizes().items():
+            with open(self.path(*k), 'ab') as f:
+                f.truncate(size)
+            self.files[k] = open(self.path(*k), 'ab')
 
     def append(self, c, count, pixel, bits):
         "Write a chunk of channel `c`"
@@ -1104,10 +1149,21 @@ class _Spool(_Part):
             self.files[c, kind].write(np.ascontiguousarray(a).data)
         self.new[c] += len(pixel)
 
+    def drop(self, jets):
+        "Leave out jets of the source (k,), by their numbers"
+        self.files['dropped',].write(np.asarray(jets, np.int64).data)
+        self.gone += len(jets)
+
+    def dropped(self):
+        "Numbers of the jets that were left out"
+        return np.fromfile(self.path('dropped'), np.int64, self.state['dropped'])
+
     def commit(self, done):
         "From here on a killed run resumes at jet `done`"
         for f in self.files.values():
             f.flush()
+        self.state['dropped'] += self.gone
+        self.gone = 0
         for c, k in enumerate(self.names):
             self.state['entries'][k] += self.new[c]
         self.new = [0] * len(self.names)
@@ -1144,7 +1200,7 @@ def _expand(self: _Spool, c, W, step=4096):
         self.files.pop((c, kind)).close()
     with contextlib.ExitStack() as s:
         fs = {k: s.enter_context(open(self.folder / f'{c}.1.{k}', 'wb')) for k in ('count', 'pixel', 'value')}
-        for lo in range(0, self.state['done'], step):
+        for lo in range(0, self.kept, step):
             cnt = np.array(count[lo : lo + step])
             m = int(cnt.sum())
             p = np.empty(m * up * up, np.uint16)
@@ -1160,25 +1216,78 @@ def _expand(self: _Spool, c, W, step=4096):
         self.files[c, kind] = open(self.path(c, kind), 'ab')
     self.record()  # without what this chunk has appended to other channels
 
-# %% ../../nbs/00c_files.ipynb #28a67c78
-def _check_values(bits, count, first, name, negative):
-    "Finite, and not negative unless allowed; returns the values to keep"
-    v = bits.view(np.float32)
-    bad = ~np.isfinite(v)
-    if negative != 'keep':
-        bad |= v < 0
-    if not bad.any():
-        return v
-    if negative == 'zero' and np.isfinite(v).all():
-        return np.where(bad, np.float32(0), v)
-    k = int(np.flatnonzero(bad)[0])
-    jet = first + int(np.searchsorted(np.cumsum(count), k, 'right'))
+# %% ../../nbs/00c_files.ipynb #b57904d2
+_DROP = "bad='drop' leaves such jets out"
+
+
+def _odd_columns(src):
+    "Column name -> jets (n,) whose value is not finite, or whose label is neither 0 nor 1; in turn"
+    for k, v in src.columns.items():
+        odd = ~np.isin(v, (0, 1)) if k in ALIASES['label'] else ~np.isfinite(v)
+        if odd.any():
+            yield k, odd
+
+
+def _drop_for_columns(src, bad):
+    "Jets (n,) to leave out because of their columns; an error if that is not wanted"
+    drop = np.zeros(src.n, bool)
+    for k, odd in _odd_columns(src):
+        is_label = k in ALIASES['label']
+        if bad == 'error' or (bad == 'keep' and is_label):
+            i = int(odd.argmax())
+            found = f'{src.columns[k][i]} in jet {i}; {odd.sum():,} of {src.n:,} jets'
+            if is_label:
+                raise DataError(f'Labels in column {k} other than 0 and 1', found, '0 or 1', _DROP)
+            do = f"{_DROP}, bad='keep' keeps them"
+            raise DataError(f'Column {k} has a value that is not finite', found, 'finite numbers', do)
+        if bad == 'drop':
+            drop |= odd
+    return drop
+
+
+def _odd_entries(v, negative):
+    "Entries that are not finite, or negative where that is not allowed"
+    odd = ~np.isfinite(v)
+    return odd if negative in ('keep', 'zero') else odd | (v < 0)
+
+
+def _jets_of(entries, count):
+    "Which jets the entries at these positions belong to"
+    return np.searchsorted(np.cumsum(count), entries, 'right')
+
+
+def _refuse_entry(v, count, first, name, negative):
+    "The error of the first impossible entry of a channel"
+    k = int(_odd_entries(v, negative).argmax())
+    jet = first + int(_jets_of(k, count))
     what = 'not a number' if np.isnan(v[k]) else 'infinite' if np.isinf(v[k]) else 'negative'
-    do = 'correct the file' + (", or pass negative='zero' or 'keep'" if what == 'negative' else '')
+    do = "pass negative='zero' or 'keep'; " if what == 'negative' else ''
+    do = f'correct the file, or {do}{_DROP}'
     expected = 'finite, non-negative intensities'
     raise DataError(f'A pixel of {name} is {what}', f'{v[k]} in jet {jet}', expected, do)
 
 
+def _check_values(values, counts, first, channels, allowed, bad):
+    """Entries of each channel as they are to be packed, the jets that are to be kept (n,) and how many entries
+    were set to zero; an error for impossible ones if that is not wanted"""
+    good = np.ones(counts.shape[1], bool)
+    zeroed = 0
+    res = []
+    for c, (v, negative) in enumerate(zip(values, allowed)):
+        odd = _odd_entries(v, negative)
+        if odd.any() and bad == 'error':
+            _refuse_entry(v, counts[c], first, channels[c], negative)
+        if odd.any() and bad == 'drop':
+            good[_jets_of(np.flatnonzero(odd), counts[c])] = False
+        elif odd.any():
+            zeroed += int(odd.sum())
+            v = np.where(odd, np.float32(0), v)
+        if negative == 'zero':
+            v = np.where(v < 0, np.float32(0), v)
+        res.append(v)
+    return res, good, zeroed
+
+# %% ../../nbs/00c_files.ipynb #12186353
 def _as_float32(x):
     "`x` as contiguous float32, and how many values were rounded by that"
     if x.dtype == np.float32:
@@ -1229,7 +1338,13 @@ def _append(spool, c, W, counts, pixel, bits):
     spool.append(c, counts, pixel, bits)
 
 
-def _fill_spool(src, spool, towers, negative, progress):
+def _allowed(src, negative, bad='error'):
+    "What to do with negative pixels, channel by channel"
+    signed = LAYOUTS[src.layout].signed
+    return [negative or ('keep' if k in signed or bad == 'keep' else 'raise') for k in src.channels]
+
+
+def _fill_spool(src, spool, towers, negative, progress, bad='error'):
     "Read the source chunk by chunk into the spool, from where it is"
     H, W, C = src.shape
     st = spool.state
@@ -1239,18 +1354,29 @@ def _fill_spool(src, spool, towers, negative, progress):
     step = min(max(STEP_BYTES // (4 * H * W * C) // src.step, 1) * src.step, src.n)
     pixel = np.empty((C, step * H * W), np.uint16)
     bits = np.empty((C, step * H * W), np.uint32)
-    signed = LAYOUTS[src.layout].signed
+    allowed = _allowed(src, negative, bad)
+    drop = _drop_for_columns(src, bad)
     with _progress(progress, total=src.n, initial=st['done'], unit='jets', desc='pack') as bar:
         for lo in range(st['done'], src.n, step):
             hi = min(lo + step, src.n)
             counts, pos, rounded = _read_sparse(src, lo, hi, pixel, bits)
-            for c, k in enumerate(src.channels):
-                allowed = negative or ('keep' if k in signed else 'raise')
-                v = _check_values(bits[c, : pos[c]], counts[c], lo, k, allowed)
-                _append(spool, c, W, counts[c], pixel[c, : pos[c]], v.view(np.uint32))
+            values = [bits[c, : pos[c]].view(np.float32) for c in range(C)]
+            values, good, zeroed = _check_values(values, counts, lo, src.channels, allowed, bad)
+            good &= ~drop[lo:hi]
+            for c, v in enumerate(values):
+                p = pixel[c, : pos[c]]
+                if not good.all():
+                    mask = np.repeat(good, counts[c])
+                    p, v = p[mask], v[mask]
+                _append(spool, c, W, counts[c][good], p, v.view(np.uint32))
+            spool.drop(lo + np.flatnonzero(~good))
             st['rounded'] += rounded
+            st['zeroed'] += zeroed
             spool.commit(hi)
             bar.update(hi - lo)
+    if not spool.kept:
+        do = 'look at the file: is it of this layout?'
+        raise DataError('No jets are left', found=f'all {src.n:,} have impossible values', do=do)
 
 # %% ../../nbs/00c_files.ipynb #f3b45708
 def _write_values(group, name, a, dtype, step=2**24):
@@ -1282,19 +1408,40 @@ def _assemble(src, spool, dest, value_dtype):
             write_array(g, 'offsets', np.concatenate([[0], np.cumsum(count, dtype=np.int64)]))
             _write_values(g, 'pixel', pixel, np.uint16)
             _write_values(g, 'value', bits.view(np.float32), value_dtype)
+        kept = np.ones(src.n, bool)
+        kept[spool.dropped()] = False
         for k, v in src.columns.items():
-            write_array(f, k, v)
+            write_array(f, k, v[kept])
         f.attrs['complete'] = True
 
 
-def _report(store, rounded):
+def _warn(src, state):
+    "Say, always, what is not as one might think"
+    if n := state['dropped']:
+        warnings.warn(f'{n:,} of {src.n:,} jets have impossible values and were left out')
+    if n := state['zeroed']:
+        warnings.warn(f'{n:,} pixels that are not finite were set to zero')
+    label = LAYOUTS[src.layout].label
+    has = next((k for k in ALIASES['label'] if k in src.columns), None)
+    if has is None and src.files:
+        there = [k for k, v in src.left.items() if not isinstance(v, str)]
+        hint = f'; {", ".join(there)} may be one: label={there[0]!r}' if there else ''
+        warnings.warn(f'no {label}: packed without labels{hint}')
+    elif has and src.n > 1 and (src.columns[has] == src.columns[has][0]).all():
+        warnings.warn(f'all jets have {has}={src.columns[has][0]}: there is only one class')
+    if src.left:
+        names = ', '.join(list(src.left)[:5]) + (' …' if len(src.left) > 5 else '')
+        warnings.warn(f'columns that are not one number per jet were left out: {names}')
+
+
+def _report(store, rounded, notes=()):
     "Print what `pack` decided"
+    for line in notes:
+        print(line)
     for k, u in store.upsample.items():
         print(f'{k}: {f"towers, {u}x{u} pixels each" if u > 1 else "pixels"}')
     if rounded:
         print(f'{rounded:,} values of the source do not fit float32 and were rounded')
-    if store.label_column is None and store.layout != 'array':
-        print(f'no {LAYOUTS[store.layout].label}: packed without labels')
     print(store)
 
 # %% ../../nbs/00c_files.ipynb #c425061e
@@ -1317,12 +1464,18 @@ def _spool_beside(dest, src, *settings):
                 remove_named(part, _PARTS)
 
 
-def _check_request(dest, negative, overwrite):
+def _check_request(negative, bad, towers=1, value_dtype='float32'):
     "Refuse what `pack` can't do, before anything is read"
-    choices = ('raise', 'zero', 'keep')
-    if negative not in (None, *choices):
-        raise ConfigError('No such choice for negative pixels', negative, ', '.join(map(repr, choices)))
-    output_file(dest, overwrite=overwrite)
+    for what, given, choices in (
+        ('negative pixels', negative, (None, 'raise', 'zero', 'keep')),
+        ('jets with impossible values', bad, ('error', 'drop', 'keep')),
+        ('the type of values', str(value_dtype), ('float32', 'float16')),
+    ):
+        if given not in choices:
+            expected = ', '.join(repr(c) for c in choices if c)
+            raise ConfigError(f'No such choice for {what}', given, expected)
+    if isinstance(towers, bool) or not isinstance(towers, (int, np.integer)) or towers < 1:
+        raise ConfigError('No such size of towers', towers, 'a whole number of pixels, 1 or more')
 
 
 @contextlib.contextmanager
@@ -1348,117 +1501,193 @@ def pack(
     value_dtype: str = 'float32',  # 'float16': rounded to 2 bytes
     overwrite: bool = False,  # replace `dest`
     progress: bool = True,  # show a bar and a report
-    label: str = None,  # column of the class, 0 or 1; default: the layout's
-    **kwargs,  # for arrays: `columns`, `name`
+    label: str = None,  # as in `open_source`
+    bad: str = 'error',  # jets with impossible values: 'error', 'drop' or 'keep'
+    **kwargs,  # passed to `open_source`: `image`, `channels_first`; for arrays `columns`, `name`
 ):  # JetStore
     "Pack jet images losslessly into a `JetStore` file, in bounded memory; resume after a kill"
-    _check_request(dest, negative, overwrite)
+    check_keywords(kwargs, pack, open_source)
+    _check_request(negative, bad, towers, value_dtype)
+    output_file(dest, overwrite=overwrite)
     src = open_source(source, layout, channels, label, **kwargs)
     dest = output_file(dest, *src.files, overwrite=overwrite)
-    with _room_for(dest), _spool_beside(dest, src, towers, negative) as spool:
-        _fill_spool(src, spool, towers, negative, progress)
-        _assemble(src, spool, dest, value_dtype)
+    with _room_for(dest), contextlib.closing(src):
+        with _spool_beside(dest, src, towers, negative, bad) as spool:
+            _fill_spool(src, spool, towers, negative, progress, bad)
+            _assemble(src, spool, dest, value_dtype)
     store = JetStore(dest)
     if progress:
-        _report(store, spool.state['rounded'])
+        _report(store, spool.state['rounded'], src.notes)
+    _warn(src, spool.state)
     check_labels(store)
     return store
 
 # %% ../../nbs/00c_files.ipynb #efb70759
 def from_images(
-    images,  # (N, H, W, C) or (N, H, W)
+    images,  # (N, H, W, C), (N, C, H, W) or (N, H, W)
     columns: dict = None,  # column name -> array (N,)
     channels=None,  # C names
     layout: str = 'array',  # a key of `LAYOUTS`
     source: str = 'array',  # where the jets are from
+    channels_first: bool = None,  # is C the second axis? default: recognised
     **kwargs,  # passed to `pack`
 ):  # JetStore, in memory
     "Pack an array into a store in memory"
-    src = array_source(images, columns, channels, layout, source)
+    check_keywords(kwargs, pack)
+    src = array_source(images, columns, channels, layout, source, channels_first)
     with tempfile.TemporaryDirectory() as d:
         s = pack(src, Path(d) / 'a.jets.h5', progress=False, **kwargs)
         s.path = None
         return s
 
 # %% ../../nbs/00c_files.ipynb #10737f43
-def _first_jets(source, n):
-    "A store of the first `n` jets of `source` (of a store: all), how many jets there are, and the layout"
-    if isinstance(source, (str, Path)) and Path(source).is_file() and recognise(source) == 'jetbook':
-        source = JetStore(source)
-    if isinstance(source, JetStore):
-        return source, len(source), 'jetbook store'
-    src = open_source(source)
-    m = min(n, src.n)
-    columns = {k: v[:m] for k, v in src.columns.items()}
-    x = src.read(0, m)
-    return from_images(x, columns, src.channels, src.layout, src.name, negative='keep'), src.n, src.layout
+def _spread(src, n, parts=20):
+    "Ranges that hold about `n` jets of the source, all over it"
+    if n >= src.n:
+        return [(0, src.n)]
+    parts = min(parts, n)
+    size = n // parts
+    starts = np.linspace(0, src.n - size, parts).astype(int)
+    if src.starts is not None:  # reading begins there, whatever is asked for
+        starts = np.unique(src.starts[np.searchsorted(src.starts, starts, 'right') - 1])
+    return [(int(lo), min(int(lo) + size, src.n)) for lo in starts]
 
 
-def _column_ranges(store):
+def _open_to_look(source):
+    "A source, labelled if that can be done; if not, its notes say why"
+    src = open_source(source, label=False)
+    try:
+        return _labelled(src, None)
+    except DataError as e:
+        src.notes.append(str(e))
+    return src
+
+
+def _some_jets(src, n):
+    "A store of about `n` jets of `src`"
+    with contextlib.closing(src):
+        ranges = _spread(src, n)
+        x = np.concatenate([np.array(src.read(lo, hi)) for lo, hi in ranges])
+    at = np.concatenate([np.arange(lo, hi) for lo, hi in ranges])
+    columns = {k: v[at] for k, v in src.columns.items()}
+    columns = {k: v for k, v in columns.items() if k not in ALIASES['label'] or np.isin(v, (0, 1)).all()}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        own = dict(channels_first=False, negative='keep', bad='keep')
+        store = from_images(x, columns, src.channels, src.layout, src.name, **own)
+    if n := int((~np.isfinite(x)).any((1, 2, 3)).sum()):
+        src.notes.append(f'{n:,} of {len(x):,} jets have pixels that are not finite')
+    return store
+
+
+def _remarks(src):
+    "What is odd about a source, line by line"
+    for k, odd in _odd_columns(src):
+        yield f'{k} has impossible values in {odd.sum():,} of {src.n:,} jets, such as jet {int(odd.argmax())}'
+    for k, v in src.left.items():
+        yield f'{k} is not one number per jet: {v if isinstance(v, str) else f"{v.dtype} {v.shape}"}'
+
+
+def _column_ranges(columns):
     "Column name -> its minimum, mean and maximum"
-    if not len(store):
-        return {}
+    finite = {k: v[np.isfinite(v)] for k, v in columns.items()}
     return {
         k: dict(min=v.min().item(), mean=v.mean().item(), max=v.max().item())
-        for k, v in store.columns.items()
+        for k, v in finite.items()
+        if len(v)
     }
 
 # %% ../../nbs/00c_files.ipynb #98a9b288
 def info(
     source,  # a `JetStore`, or any file `pack` reads, or a packed one
-    n: int = 2000,  # dense files: jets to read from the beginning
+    n: int = 2000,  # dense files: jets to read, from all over the file
 ):  # dict: file facts, a summary table, the label check
     "What is in a file: layout, jets, sparsity, channel shares, labels"
-    store, jets, layout = _first_jets(source, n)
+    if isinstance(source, (str, Path)) and Path(source).is_file() and recognise(source) == 'jetbook':
+        source = JetStore(source)
+    src = None if isinstance(source, JetStore) else _open_to_look(source)
+    store = source if src is None else _some_jets(src, max(n, 1))
     summary = store.summary()
     shape = (store.height, store.width, len(store.channels))
     numbers = math.prod(shape)
     return dict(
-        layout=layout,
-        jets=jets,
+        layout='jetbook store' if src is None else src.layout,
+        jets=len(store) if src is None else src.n,
         read=len(store),
         shape=shape,
         source=store.source,
         lit_fraction=summary.lit_pixels_per_jet.sum() / numbers,
         bytes_a_jet=store.nbytes / max(len(store), 1),
-        compression=4 * numbers * len(store) / store.nbytes,  # bytes of dense float32 over packed bytes
+        compression=4 * numbers * len(store) / max(store.nbytes, 1),  # dense float32 over packed bytes
         channels=summary,
-        columns=_column_ranges(store),
+        columns=_column_ranges((src or store).columns),
         labels=check_labels(store, warn=False),
+        notes=[] if src is None else [*src.notes, *_remarks(src)],
     )
 
 # %% ../../nbs/00c_files.ipynb #3be00e06
-def _compare_images(store, src, progress):
-    "Refuse a store of which some jet differs from the source in any bit"
+def _as_packed(x, allowed, bad):
+    "Images (n, H, W, C) as `pack` would have made them, and which of them it would have kept"
+    odd = ~np.isfinite(x)
+    refused = odd | ((x < 0) & (np.array(allowed) == 'raise'))
+    good = ~refused.any((1, 2, 3)) if bad == 'drop' else np.ones(len(x), bool)
+    zero = (x < 0) & (np.array(allowed) == 'zero')
+    if bad == 'keep':
+        zero |= odd
+    return (np.where(zero, np.float32(0), x) if zero.any() else x), good
+
+
+def _compare_images(store, src, progress, allowed, bad):
+    "Which jets of the source are in the store; an error if some jet differs from it in any bit"
     buf = store.buffer(src.step)
+    kept = ~_drop_for_columns(src, bad)
+    at = 0
     for lo in _progress(progress, iterable=range(0, src.n, src.step), desc='verify'):
         x, _ = _as_float32(src.read(lo, min(lo + src.step, src.n)))
-        got = buf.paint(store, slice(lo, lo + len(x))).view(np.uint32).transpose(0, 2, 3, 1)
+        x, good = _as_packed(x, allowed, bad)
+        kept[lo : lo + len(x)] &= good
+        x = np.ascontiguousarray(x[kept[lo : lo + len(x)]])
+        if at + len(x) > len(store):
+            break
+        got = buf.paint(store, slice(at, at + len(x))).view(np.uint32).transpose(0, 2, 3, 1)
         differs = (got != x.view(np.uint32)).any((1, 2, 3))
         if differs.any():
-            found = f'jet {lo + int(np.flatnonzero(differs)[0])}'
+            found = f'jet {at + int(np.flatnonzero(differs)[0])}'
             raise StoreError('The store differs from its source', found, 'the same bits', 'pack it again')
+        at += len(x)
+    if kept.sum() != len(store):
+        found = f'{len(store):,} jets'
+        raise StoreError('The store is of another source', found, f'{kept.sum():,} of {src.n:,} jets')
+    return kept
 
 # %% ../../nbs/00c_files.ipynb #975f9072
 def verify(
     store: str | Path,  # a packed store: its path, or a `JetStore`
     source=None,  # what it was packed from
     progress: bool = True,  # show a bar
+    negative: str = None,  # as it was packed
+    bad: str = 'error',  # as it was packed
     **kwargs,  # passed to `open_source`
 ):  # dict: jets, checksums (arrays that were compared with theirs), jets compared, identical
     "Check a store's structure and checksums and, given the source, that every jet is bit for bit the same"
+    check_keywords(kwargs, verify, open_source)
+    _check_request(negative, bad)
     s = store if isinstance(store, JetStore) else JetStore(store)
     sums = check_sums(s.path)['arrays'] if s.path else 0
     if source is None:
         return dict(jets=len(s), checksums=sums, compared=0, identical=None)
     src = open_source(source, **kwargs)
     shape = (s.height, s.width, len(s.channels))
-    if (src.n, src.shape, src.channels) != (len(s), shape, s.channels):
+    if (src.shape, src.channels) != (shape, s.channels) or (src.n != len(s) and bad != 'drop'):
         found = f'{len(s)} x {shape} {s.channels}'
-        raise StoreError('The store is of another source', found, f'{src.n} x {src.shape} {src.channels}')
-    _compare_images(s.to('cpu'), src, progress)
+        do = "if jets were left out: bad='drop'" if src.n > len(s) else None
+        expected = f'{src.n} x {src.shape} {src.channels}'
+        raise StoreError('The store is of another source', found, expected, do)
+    with contextlib.closing(src):
+        kept = _compare_images(s.to('cpu'), src, progress, _allowed(src, negative, bad), bad)
     for k, v in src.columns.items():
-        if not np.array_equal(s.columns.get(k), v):
+        own = s.columns.get(k)
+        if own is None or not np.array_equal(own, v[kept], equal_nan=v.dtype.kind == 'f'):
             raise StoreError('A column differs from the source', found=k, do='pack it again')
     return dict(jets=len(s), checksums=sums, compared=src.n, identical=True)
 
