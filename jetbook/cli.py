@@ -9,6 +9,7 @@ __all__ = ['VERBS', 'arg', 'verb', 'parser', 'main']
 import argparse
 import codecs
 import contextlib
+import difflib
 import glob
 import json
 import math
@@ -85,9 +86,26 @@ def _add_verb(subparsers, name, v):
     p.set_defaults(func=v['func'])
 
 
+def _nearest(name, known):
+    "What `name` could be instead, to end a sentence"
+    near = difflib.get_close_matches(str(name), known, 1, 0.6)
+    return f' (did you mean {near[0]}?)' if near else ''
+
+
+class _Parser(argparse.ArgumentParser):
+    def _check_value(self, action, value):
+        "Refuse what is none of the choices, and name the nearest"
+        if action.choices is not None and value not in action.choices:
+            known = [str(c) for c in action.choices]
+            expected = ', '.join(known)
+            raise argparse.ArgumentError(
+                action, f'found {value!r}{_nearest(value, known)}, expected one of {expected}'
+            )
+
+
 def parser():  # argparse.ArgumentParser
     "The parser of the command line, made from the registered verbs"
-    p = argparse.ArgumentParser(
+    p = _Parser(
         'jetbook',
         usage='jetbook [-h] [--version] VERB ...',
         description=_overview(),
@@ -260,6 +278,15 @@ def _expand(value):
     return [name for v in value for name in (sorted(glob.glob(v)) if _is_pattern(v) else []) or [v]]
 
 
+def _unknown(name, verb):
+    "What to say of an argument that a verb does not have"
+    if verb is None:
+        return f'unrecognized argument: {name}'
+    options = [n for names, _ in VERBS[verb]['args'] for n in names if n.startswith('--')]
+    near = _nearest(name, options) if name.startswith('--') else ''
+    return f'jetbook {verb} has no argument {name}{near}; its own are listed by jetbook {verb} --help'
+
+
 def _is_pattern(value):
     return isinstance(value, str) and '=' not in value and glob.has_magic(value)
 
@@ -271,7 +298,9 @@ def main(
     _show_all_characters()
     p = parser()
     try:
-        a = p.parse_args(argv)
+        a, unknown = p.parse_known_args(argv)
+        if unknown:
+            p.error(_unknown(unknown[0].split('=')[0], a.verb))
     except SystemExit as e:  # after the help, or a message about wrong usage
         _flush()
         return e.code
@@ -279,6 +308,9 @@ def main(
         p.print_help(sys.stderr)
         return 2
     for k, v in vars(a).items():
+        if v == '' or isinstance(v, list) and '' in v:
+            _say(f'An argument is empty: {k}', 'Do: check the variable of the shell that it is from')
+            return 2
         setattr(a, k, _expand(v))
     os.environ.setdefault('MPLBACKEND', 'agg')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # spinning threads cost most of a busy machine
@@ -353,7 +385,7 @@ def _whole(
     def _read(text):
         n = int(text) if re.fullmatch(r'[+-]?\d{1,20}', text) else None
         if n is None or not least <= n <= most:
-            bounds = f'{least} or more' if most >= 2**31 - 1 else f'{least} to {most}'
+            bounds = f'{least} or more' if n is None or n < least else f'at most {most:,}'
             raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, {bounds}')
         return n
 
@@ -524,6 +556,12 @@ def _verify(a):
     *_SOURCE,
     arg('--towers', type=_whole(), default=5, metavar='N', help='tower size in pixels (default: 5; 1: none)'),
     *_HOW,
+    arg(
+        '--cell',
+        type=float,
+        metavar='X',
+        help='width of a pixel in eta and phi, for masses; default: the layout\'s',
+    ),
     arg('--float16', action='store_true', help='round values to half precision'),
     _OVERWRITE,
     example='  jetbook pack jets.hdf5 -o jets.jets.h5\n'
@@ -543,6 +581,7 @@ def _pack(a):
         overwrite=a.overwrite,
         progress=not a.quiet,
         bad=a.bad,
+        cell=a.cell,
         **_source(a),
     )
     print(f'{s.path}: {len(s):,} jets, {_size(s.path)}')
@@ -614,7 +653,7 @@ def _print_catalogue(a, table, what, columns):
 
     if a.name is not None:
         if a.name not in table.index:
-            get_recipe(a.name)  # raises, and says which names there are
+            get_recipe(a.name, 'anomaly' if what == 'detector' else None)  # raises, and says which there are
         table = table.loc[[a.name]]
     if a.json:
         return _print_json(table)
@@ -650,6 +689,20 @@ def _settings(pairs):
     return Recipe('settings', None, None).parse(pairs)
 
 
+def _check_settings(recipe, settings, verb):
+    "Refuse names that are not settings of the recipe: `store`, say, would meet another argument"
+    from jetbook.data.store import ConfigError
+
+    options = {n for names, _ in VERBS[verb]['args'] for n in names}
+    for k in settings:
+        option = '--' + k.replace('_', '-')
+        if k not in recipe.params and option in options:
+            raise ConfigError(
+                f'{recipe.name} has no such setting', found=f'--set {k}=', do=f'use the option {option}'
+            )
+    recipe.check(settings)
+
+
 def _lr(text):
     return text if text == 'find' else _positive(text)
 
@@ -659,7 +712,7 @@ def _lr(text):
     arg('recipe', metavar='RECIPE', help='see `jetbook recipes`'),
     arg('data', metavar='DATA', help='a packed store, or sample:NAME'),
     arg('-o', '--output', required=True, metavar='RUN', help='the run folder to write'),
-    arg('--epochs', type=_whole(), help="default: the recipe's"),
+    arg('--epochs', type=_whole(most=10**6), help="default: the recipe's"),
     arg('--lr', type=_lr, help="largest learning rate, or 'find'; default: the recipe's"),
     arg('--schedule', help="one_cycle, cosine, flat or flat_cosine; default: the recipe's"),
     arg('--seed', type=_seed, default=0, help='random seed of weights and jet order (default: 0)'),
@@ -682,7 +735,7 @@ def _train(a):
     settings = _settings(a.set)
     if a.channels:
         settings = {'channels': _names(a.channels), **settings}
-    recipe.check(settings)  # a name such as `store` would meet another argument
+    _check_settings(recipe, settings, a.verb)
     r = train(
         a.recipe,
         _open(a.data),
@@ -864,13 +917,15 @@ def _compare_recipes(a):
     arg(
         '--seeds', type=_whole(), default=3, metavar='N', help='with --recipes: seeds per recipe (default: 3)'
     ),
-    arg('--epochs', type=_whole(), help="with --recipes; default: each recipe's own"),
+    arg('--epochs', type=_whole(most=10**6), help="with --recipes; default: each recipe's own"),
     arg('--n-train', type=_whole(), metavar='N', help='with --recipes: train on N jets only'),
     arg(
         '--valid', type=_fraction, default=0.1, help='with --recipes: fraction for validation (default: 0.1)'
     ),
     arg('--test', type=_fraction, default=0.4, help='with --recipes: fraction for testing (default: 0.4)'),
-    arg('--part', default='test', help='part to report on (default: test)'),
+    arg(
+        '--part', default='test', choices=('test', 'valid', 'train'), help='part to report on (default: test)'
+    ),
     arg('--plot', metavar='PNG', type=_picture, help='also draw ROC curves (classifiers) or losses'),
     _JSON,
     example='  jetbook compare runs/* --plot runs.png\n'
@@ -959,7 +1014,7 @@ def _fit(a):
 
     recipe = get_recipe(a.detector, 'anomaly')
     settings = _settings(a.set)
-    recipe.check(settings)
+    _check_settings(recipe, settings, a.verb)
     seed = {'random_state': a.seed} if 'random_state' in recipe.params else {}
     method = fit_background(
         a.detector,
@@ -992,13 +1047,13 @@ def _scan(a):
     "Score a store, keep the scores beside the jets, and draw the most anomalous"
     from jetbook.anomaly.methods import most_anomalous, scan, scan_notes
 
-    df = scan(a.run, _open(a.store), _unused(a), top=a.top)
+    df = scan(a.run, _open(a.store), a.output, top=a.top, overwrite=a.overwrite)
     if a.json:
         return _print_json(df.head(a.top))
     _print_table(most_anomalous(df, a.top))
     print('', *scan_notes(df, a.top), sep='\n')
-    picture = Path(a.output).name.removesuffix('.h5').removesuffix('.jets') + '.png'
-    print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above and in {picture}')
+    drawn = f' and in {Path(df.attrs["picture"]).name}' if df.attrs['picture'] else ''
+    print(f'{a.output}: {len(df):,} jets, the {min(a.top, len(df))} most anomalous above{drawn}')
 
 # %% ../nbs/10_cli.ipynb #212f0b32
 @verb(
@@ -1047,7 +1102,7 @@ def _search(a):
     'all at once',
     arg('-o', '--output', default='demo', metavar='FOLDER', help='folder for all output (default: demo)'),
     arg('--jets', type=_whole(), default=4000, metavar='N', help='jets to use (default: 4000)'),
-    arg('--epochs', type=_whole(), default=6, help='epochs per training (default: 6)'),
+    arg('--epochs', type=_whole(most=10**6), default=6, help='epochs per training (default: 6)'),
     arg('--lr', type=_positive, default=3e-3, help='peak learning rate (default: 0.003)'),
     arg('--seed', type=_seed, default=0, help='random seed of the trainings (default: 0)'),
     example='  jetbook demo -o demo\n  jetbook demo -o quick --jets 400 --epochs 1',

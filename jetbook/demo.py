@@ -285,8 +285,8 @@ def _tagger_text(run, store):
     return f"""`pfn_quick`, a set network, takes a jet as the list of the detector's entries, each with its
     direction and momentum, and was trained on {n_train:,} jets in {run.metrics['fit']['seconds']:.1f} seconds. It
     is compared with single observables, and with boosted trees on {of_jet} of them and on the {profile} values of
-    the jet's profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is wide. The
-    rejection at 50% is one over the fraction of gluon jets kept at 50% quark efficiency."""
+    the jet's profile. All are scored on the same {n_test:,} jets of the test part; with so few the 95% interval is
+    wide. The rejection at 50% is one over the fraction of gluon jets kept at 50% quark efficiency."""
 
 
 def _section_taggers(s, store):
@@ -389,7 +389,8 @@ same error are better.
 
 A 25x25 image takes 2,500 bytes as float32, but few of its pixels are lit. A code rounds their values, in steps whose
 size sets the loss, and stores which pixels are lit and their intensities. The learned code (recipe `pixel_code`,
-{epochs} on {n:,} jets) predicts each pixel from the previous ones; an entropy coder turns good predictions into few bytes."""
+{epochs} on {n:,} jets) predicts each pixel from the previous ones; an entropy coder turns good predictions into few
+bytes."""
 
 
 def _bytes_table(code, store):
@@ -512,7 +513,7 @@ def _verdict(scores, channels):
     return 'The copies beat an all-black image on every channel, and the momentum that comes out is near what went in.'
 
 # %% ../nbs/09a_demo.ipynb #0e621e30
-_AE_SETTINGS = dict(start=0.05, bs=32)  # train faster than the reference's settings
+_AE_SETTINGS = dict(begin=0.05, bs=32)  # train faster than the reference's settings
 
 
 def _train_autoencoders(s, store, lr_max):
@@ -555,7 +556,7 @@ def _section_autoencoders(s, store, lr_max):
             weight=c['settings']['weight'],
             threshold=c['settings']['threshold'],
             conv_ae=_site('conv_ae', 'the notebook on R1'),
-            sparse_ae=_site('sparse_ae', 'autoencoders that know that images are sparse'),
+            sparse_ae=_site('sparse_ae', 'autoencoders for sparse images'),
         ),
         table=scores.rename_axis('model'),
         command='\n'.join(

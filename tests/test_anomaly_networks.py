@@ -51,7 +51,7 @@ def test_an_auc_of_matched_jets():
     assert a.lo < .5 < a.hi and bootstrap_auc(y, noisy, n_boot=50).hi < .35
     assert matched_auc(y, noisy, rng.normal(size=2000), bins=2).value==pytest.approx(roc_auc_score(y, noisy), abs=.03) # matched by noise
     assert matched_auc([0,0,1,1], [0.,1.,2.,3.], [1,2,1,2], bins=1, n_boot=2).value==1
-    with pytest.raises(ValueError, match='nothing in common'): matched_auc([0,0,1,1], [0.,1.,2.,3.], [1,1,9,9], bins=2, n_boot=2)
+    with pytest.raises(ValueError, match='do not overlap'): matched_auc([0,0,1,1], [0.,1.,2.,3.], [1,1,9,9], bins=2, n_boot=2)
 
 @pytest.mark.parametrize('loss', ['mse','weighted','kernel'])
 def test_errors_of_images(loss):

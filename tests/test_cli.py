@@ -182,7 +182,7 @@ def test_train_evaluate_compare(folder):
     assert list(t)==['a','b'] and t['b']['seed']==3 and t['a']['mse']==a['mse']
     assert (folder/'ab.png').read_bytes()[:4]==b'\x89PNG'
 
-SHORT = '--epochs 8 --lr 0.003 --schedule one_cycle --set start=0.05 --set bs=16'.split()
+SHORT = '--epochs 8 --lr 0.003 --schedule one_cycle --set begin=0.05 --set bs=16'.split()
 
 @pytest.fixture(scope='module')
 def losses(tmp_path_factory):

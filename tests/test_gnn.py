@@ -56,7 +56,7 @@ def test_a_graph_without_edges():
 
 def test_edges_of_nodes_that_are_not_there_are_refused():
     for ei in ([[0],[4]], [[-1],[0]]):
-        with pytest.raises(DataError, match='not there'): Links(torch.tensor(ei), 4)
+        with pytest.raises(DataError, match='do not exist'): Links(torch.tensor(ei), 4)
 
 # Convolutions
 

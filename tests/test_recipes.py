@@ -2,10 +2,13 @@
 import os, subprocess, sys, typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jetbook.data.store import ConfigError
-from jetbook.train.recipes import Recipe, get_recipe, recipe, recipes
+from jetbook.data.loaders import split
+from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore
+from jetbook.train.recipes import RANGES, Recipe, UnknownSetting, get_recipe, recipe, recipes
+from jetbook.train.runs import train
 from jetbook.train.training import toy_learner
 
 @recipe('kinds', task='reconstruct', reference='dense autoencoders, in small', lr_max=.01, epochs=6)
@@ -70,3 +73,160 @@ def test_another_package_adds_a_recipe(tmp_path):
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path/'run')], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert out.returncode==0, out.stderr
     assert out.stdout.splitlines()==['classify|elsewhere|A recipe of another package|width=4', 'foreign']
+
+
+def jets(height, width, channels=1, n=24, layout='array', y=None, **columns):
+    "A store of random images"
+    rng = np.random.default_rng(0)
+    images = rng.lognormal(0, 1, (n, channels, height, width)) * (
+        rng.random((n, channels, height, width)) < 0.1
+    )
+    y = np.arange(n) % 2 if y is None else y
+    entries = {}
+    for c in range(channels):
+        flat = images[:, c].reshape(n, -1)
+        offsets = np.concatenate([[0], (flat > 0).sum(1).cumsum()])
+        entries[f'c{c}'] = offsets, flat.nonzero()[1], flat[flat > 0]
+    columns = {**({} if y is False else dict(y=y)), **columns}
+    return JetStore.from_entries(entries, height, width, {}, columns, 'random', layout)
+
+
+TOWERS = 'normalised_ae dense_vae dirichlet_vae latent_ae remapped_ae sphere_net'.split()
+SQUARE = 'conv_ae dense_ae cell_ae sparse_ae sparse_vae unrolled_ae'.split()
+
+
+@pytest.mark.parametrize('name', TOWERS)
+@pytest.mark.parametrize('shape', [(125, 125, 3), (33, 33, 3), (28, 32, 1), (40, 40, 2)])
+def test_recipes_for_towers_say_so_before_they_build_anything(name, shape, tmp_path):
+    with pytest.raises(
+        ConfigError, match=rf'{name} takes other images.*{shape[0]}x{shape[1]}.*towers\(store\)'
+    ):
+        train(name, jets(*shape, n=16), tmp_path / 'run', progress=False)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', SQUARE)
+def test_recipes_for_square_images_say_so(name, tmp_path):
+    with pytest.raises(ConfigError, match=f'{name} takes other images'):
+        train(name, jets(28, 32), tmp_path / 'run', progress=False)
+    assert not (tmp_path / 'run').exists()
+    with pytest.raises(ConfigError, match=f'{name} takes other images'):
+        get_recipe(name).func(jets(28, 32))
+
+
+def test_what_does_not_fit_is_said_in_the_recipes_words():
+    def why(name, store, **settings):
+        with pytest.raises(JetbookError) as e:
+            get_recipe(name).guard(store, split(store), settings)
+        return str(e.value)
+
+    assert '250x250 pixels' in why('conv_ae', jets(250, 250, n=16))
+    assert 'axes=24 of 9 pixels' in why('normalised_ae', jets(3, 3))
+    assert 'cells=8 of at most 5' in why('sparse_ae', jets(5, 5))
+    assert 'pixel of unknown width' in why('unrolled_ae', jets(25, 25))
+    assert '3x3, of at least 4x4' in why('pixel_code', jets(3, 3))
+    assert 'transverse momentum and the mass' in why('gat_cheb', jets(25, 25))
+    assert 'the mass of jets' in why('gcn_contrastive', jets(25, 25, pt=np.ones(24)))
+    assert 'no such channel' in why('conv_ae', jets(25, 25, 2), channels=['c3'])
+    assert 'more memory than there is' in why('dense_vae', jets(250, 250, n=16), bs=65536, hidden=16384)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (8, 8, 1), (40, 40, 2), (28, 32, 1), (250, 250, 1)])
+def test_graph_networks_and_sets_take_any_grid(shape):
+    for name in ('sage', 'pfn', 'particle_net', 'vae'):
+        get_recipe(name).guard(jets(*shape, n=16))
+
+
+def test_an_anomaly_method_is_not_trained(tmp_path):
+    with pytest.raises(ConfigError, match='nae is an anomaly method.*jetbook fit nae'):
+        train('nae', jets(25, 25), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'name,bad',
+    [
+        ('sage_r2', dict(layers=0)),
+        ('sage_r2', dict(layers=10**6)),
+        ('remapped_ae', dict(power=-1)),
+        ('dense_vae', dict(power=2)),
+        ('surrogates', dict(trees=0)),
+        ('surrogates', dict(trees=10**9)),
+        ('isolation_forest', dict(n_estimators=0)),
+        ('particle_net', dict(widths=[])),
+        ('particle_net', dict(widths=[0])),
+        ('particle_net', dict(widths=[64] * 100)),
+        ('cwola', dict(columns=[])),
+        ('knn_observables', dict(columns=[])),
+        ('ensemble', dict(members=['pfn'] * 1000)),
+        ('ensemble', dict(members=[])),
+        ('vae', dict(latent=10**7)),
+        ('pfn', dict(width=0)),
+        ('pfn', dict(dropout=1)),
+        ('pfn', dict(bs=0)),
+        ('pfn', dict(wd=-1)),
+        ('gcn', dict(hidden=30_000)),
+        ('nae', dict(epochs=10**19)),
+        ('nae', dict(temperature=0)),
+        ('dirichlet_vae', dict(alpha=[1.0, 0.0])),
+        ('conv_ae', dict(begin=1)),
+        ('conv_ae', dict(channels=[])),
+        ('dense_ae', dict(only=2)),
+        ('pca', dict(n_components=0)),
+        ('gcn', dict(resize=10**5)),
+        ('gcn', dict(k=0)),
+    ],
+)
+def test_numbers_without_sense_are_refused(name, bad):
+    with pytest.raises(ConfigError, match='is out of range|is empty|too many items'):
+        get_recipe(name).check(bad)
+
+
+def test_defaults_are_within_the_ranges():
+    for name in recipes().index:
+        r = get_recipe(name)
+        for k, v in r.defaults.items():
+            assert k not in RANGES or r.limits(k) is not None, (name, k)
+
+
+def test_settings_by_hand_are_checked_too():
+    with pytest.raises(UnknownSetting, match=r'hiden \(did you mean hidden\?\)'):
+        get_recipe('sage').func(jets(25, 25), hiden=3)
+    with pytest.raises(TypeError):
+        get_recipe('isolation_forest').func(n_estimator=3)
+    with pytest.raises(ValueError, match='out of range'):
+        get_recipe('isolation_forest').func(n_estimators=0)
+    assert kinds(jets(25, 25), width=np.int64(4)).made_by['settings'] == dict(width=4)
+    with pytest.raises(LookupError, match='import the module'):
+        get_recipe('my_own_recipe')
+
+
+@pytest.mark.parametrize(
+    'bad,why',
+    [
+        (dict(epochs=10**19), '1 to 100,000'),
+        (dict(lr_max=1e39), 'lr_max of train is out of range'),
+        (dict(hiden=3), r'did you mean hidden\?'),
+    ],
+)
+def test_trainings_that_never_end_or_diverge_at_once(bad, why, tmp_path):
+    with pytest.raises(ConfigError, match=why):
+        train('sage', jets(25, 25), tmp_path / 'run', **bad)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_labels_are_looked_at_before_training(tmp_path):
+    with pytest.raises(DataError, match='no labels.*y or signal'):
+        train('pfn', jets(25, 25, y=False), tmp_path / 'run')
+    with pytest.raises(DataError, match='of one.*16 of class 1'):
+        train('pfn', jets(25, 25, y=np.ones(24)), tmp_path / 'run')
+    with pytest.raises(DataError, match='only=None'):
+        train('dense_ae', jets(25, 25, y=False), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_three_signal_jets_are_few_and_enough(tmp_path):
+    y = np.arange(60) < 3
+    with pytest.warns(UserWarning, match='Very few training jets of a class'):
+        run = train('pfn_quick', jets(10, 10, n=60, y=y), tmp_path / 'run', epochs=1, bs=16, progress=False)
+    assert run.complete and np.isfinite(run.history.valid_loss).all()

@@ -166,7 +166,7 @@ def test_other_jets_train_too(store, tmp_path): assert np.isfinite(train('pfn_qu
     ('pfn', dict(width=0), 'width of pfn is out of range'), ('pfn', dict(dropout=1.), 'dropout of pfn'), ('pfn', dict(bs=0), 'bs of pfn'),
     ('particle_net', dict(widths=[]), 'widths of particle_net is empty'), ('particle_net', dict(k=0), 'k of particle_net is out of range'), ('particle_net', dict(widths=[8,0]), r'widths\[1\]'),
     ('particle_transformer', dict(heads=3), 'do not divide its width'), ('particle_transformer', dict(max_nodes=0), 'max_nodes'),
-    ('ensemble', dict(members=['gcn']), 'No such member'), ('ensemble', dict(members=[]), 'none'), ('fused_pfn', dict(dropout=1.), 'out of range')])
+    ('ensemble', dict(members=['gcn']), 'No such member'), ('ensemble', dict(members=[]), 'is empty'), ('fused_pfn', dict(dropout=1.), 'out of range')])
 def test_settings_without_sense(recipe, settings, why, toy, tmp_path):
     with pytest.raises(ConfigError, match=why): train(recipe, toy, tmp_path/'bad', **settings)
 

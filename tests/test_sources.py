@@ -374,6 +374,18 @@ def test_images_in_a_group(tmp_path, out):
     refused('image=', open_source, tmp_path/'a.h5')
 
 
+def test_the_width_of_a_pixel(tmp_path, out):
+    p = h5(tmp_path/'a.h5', X_jets=X, y=Y, **COLS)
+    assert quiet(p, out).cell is None
+    assert main(['pack', str(p), '-o', str(out), '--cell', '0.1', '--overwrite', '-q'])==0
+    s = JetStore_(out)
+    assert s.cell==.1
+    assert quiet(s.to_dense(tmp_path/'b.h5'), out).cell==.1
+    with h5py.File(tmp_path/'b.h5', 'r+') as f: f['X_jets'][...] = X[::-1]
+    refused('fit together', open_source, [p, tmp_path/'b.h5'])
+    refused('', pack, p, out, cell=-1, overwrite=True, exc=JetbookError)
+
+
 def test_large_chunks_on_a_small_file(tmp_path, out):
     with h5py.File(tmp_path/'a.h5', 'w') as f:
         f.create_dataset('X_jets', data=X, chunks=(4354, 4, 4, 1), maxshape=(None, 25, 25, 3), compression='gzip')

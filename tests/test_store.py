@@ -117,6 +117,42 @@ print('same')'''
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert r.stdout.strip()=='same', r.stderr
 
+# --- the width of a pixel -----------------------------------------------------------------------------------------------
+
+def test_cells(tiny, tmp_path):
+    "A store's own, saved with it, the layout's for images of the layout's size, else unknown"
+    entries = dict(a=([0, 1], [3], [1.0]))
+    eq((toy_jets(2).cell, toy_jets(2, 'wqcd').cell, tiny.cell), (0.0174, 0.1, None))
+    eq(JetStore.from_entries(entries, 25, 25, layout='cms').cell, None)  # not the width of CMS's pixels
+    own = JetStore.from_entries(entries, 25, 25, layout='lagan', cell=0.05)
+    eq((own.cell, own[:1].cell, own.select(channels='a').cell), (0.05,) * 3)
+    eq(JetStore(own.save(tmp_path / 'own.jets.h5')).cell, 0.05)
+    eq(JetStore(tiny.save(tmp_path / 'tiny.jets.h5')).cell, None)
+    tiny.cell = 0.2
+    eq((tiny.cell, tiny.known_cell(), pickle.loads(pickle.dumps(tiny)).cell), (0.2,) * 3)
+    for wrong in (0, -0.1, float('nan'), 'wide', 100, True, [0.1]):
+        fails(lambda: setattr(tiny, 'cell', wrong), contains='No such width')
+    import h5py
+
+    with h5py.File(tmp_path / 'own.jets.h5', 'r+') as f:
+        f.attrs['cell'] = -1.0
+    fails(lambda: JetStore(tmp_path / 'own.jets.h5'), contains='the attribute cell is wrong')
+
+
+def test_a_mass_needs_the_width_of_a_pixel(tiny):
+    "It was 1.4e7 GeV for 118, without a word"
+    from jetbook.data.observables import jet_mass, jet_profile, observables, particles
+
+    assert 'width of a pixel: unknown' in repr(tiny) and 'unknown' not in repr(toy_jets(2)).split('source')[0]
+    for fn in (observables, jet_profile, particles):
+        fails(lambda: fn(tiny), contains="store.cell = 0.1")
+    assert jet_mass(particles(tiny, cell=0.1))[0] > 0
+    tiny.cell = 0.1
+    same(observables(tiny).mass, jet_mass(particles(tiny, cell=0.1)))
+    tiny.cell = None
+    tiny.show(0)  # in pixels
+
+
 # --- picking ----------------------------------------------------------------------------------------------------------
 
 def test_select(tiny):
@@ -127,6 +163,80 @@ def test_select(tiny):
     eq(tiny[1]['y'], 1)
     eq(len(tiny[1:]), 2)
     fails(lambda: tiny[3], contains='No jet')
+
+def test_a_store_is_a_sequence(tiny):
+    "As a list of jets would be"
+    import operator
+
+    eq([jet['y'] for jet in tiny], [0, 1, 1])
+    eq([i for i, jet in enumerate(tiny)], [0, 1, 2])
+    eq([jet['y'] for jet in reversed(tiny)], [1, 1, 0])
+    eq([(a['y'], b) for a, b in zip(tiny, 'xyz')], [(0, 'x'), (1, 'y'), (1, 'z')])
+    eq(max(jet['image'].sum().item() for jet in tiny), 25.0)
+    eq(list(tiny[:0]), [])
+    for one in (1, np.int64(1), np.array(1), torch.tensor(1), np.uint8(1), -2):
+        same(tiny[one]['image'], tiny.images([1])[0])
+    for several in ([1], np.array([1]), torch.tensor([1]), slice(1, 2), np.array([False, True, False])):
+        assert isinstance(tiny[several], JetStore) and len(tiny[several]) == 1
+    for beyond in (3, -4, torch.tensor(3), [0, 7]):
+        with pytest.raises(IndexError) as e:
+            tiny[beyond]
+        assert isinstance(e.value, DataError) and '0 to 2' in str(e.value)
+    with pytest.raises(IndexError):
+        tiny[:0][0]
+    fails(lambda: tiny['y'], contains='by index')
+    fails(lambda: tiny[1.0], contains='by index')
+    eq(operator.length_hint(tiny), 3)
+
+
+def test_a_column_named_image(tiny):
+    s = tiny._replace(columns=dict(image=np.arange(3)))
+    eq(s[1]['image'].shape, (2, 10, 10))
+    eq(s.columns['image'].tolist(), [0, 1, 2])
+
+
+def test_numbers_of_another_byte_order():
+    "As HDF5 and FITS files of other machines hold them"
+    import pandas as pd
+
+    values = dict(y=np.array([0, 1], '>i2'), pt=np.array([1.5, 2], '>f8'), m=np.array([1, 2], np.longdouble))
+    s = JetStore.from_entries(dict(a=(np.array([0, 1, 1], '>i8'), np.array([3], '>u2'), np.array([1], '>f4'))), 5, 5, columns=values)
+    assert all(v.dtype.isnative and v.dtype.itemsize <= 8 for v in s.columns.values())
+    eq(torch.as_tensor(s.columns['pt']).tolist(), [1.5, 2])
+    eq(pd.DataFrame(s.columns).groupby('y').pt.sum().tolist(), [1.5, 2])
+    eq(s.images([0]).sum().item(), 1)
+
+
+@pytest.mark.parametrize('code', [
+    "JetStore('{path}')", 'toy_jets(40).dataloaders(bs=2)', "toy_jets(2).to_dense('{out}')", "toy_jets(2).save('{out}')",
+    'toy_jets(2).check()', 'import copy; copy.deepcopy(toy_jets(2)).check()'])
+def test_methods_of_other_chapters_need_no_import(code, tmp_path):
+    toy_jets(4).save(tmp_path / 'a.jets.h5')
+    code = code.format(path=tmp_path / 'a.jets.h5', out=tmp_path / 'out.h5')
+    code = f'from jetbook.data.store import JetStore, toy_jets; {code}; print("well")'
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.stdout.strip() == 'well', r.stderr
+
+
+def test_methods_that_are_none(tiny):
+    for name, near in (('dataloader', 'dataloaders'), ('image', 'images'), ('to_dens', 'to_dense'), ('zzz', 'no zzz')):
+        with pytest.raises(AttributeError, match=near):
+            getattr(tiny, name)
+    assert not hasattr(tiny, '__array__') and not hasattr(JetStore.__new__(JetStore), 'entries')
+
+
+def test_kernels_where_nothing_can_be_cached(tmp_path):
+    "A container whose installation and home folder are read-only"
+    code = '''
+import numba.core.caching as c
+def no(*args): raise RuntimeError("cannot cache function: no locator available")
+c.CacheImpl.__init__ = no
+from jetbook.data.store import toy_jets
+assert toy_jets(2).images().sum() > 0
+import jetbook.data.observables, jetbook.graphs.edges, jetbook.graphs.batches, jetbook.taggers.gnn
+print('well')'''
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert r.stdout.strip() == 'well', r.stderr
 
 # --- clouds -----------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from ..data.store import ConfigError, JetStore
 from ..data.transforms import MinMax
 from ..data.loaders import jet_dls, Split
 from ..losses import WeightedMSE
-from ..train.recipes import recipe
+from ..train.recipes import Range, recipe, Takes
 from ..train.runs import as_learner, reconstructions
 
 # %% ../../nbs/02_conv_ae.ipynb #989597e7
@@ -84,7 +84,18 @@ def set_start(
     nn.init.constant_(last.bias, math.log(start / (1 - start)))
 
 # %% ../../nbs/02_conv_ae.ipynb #74b7a5c9
-@recipe(task='reconstruct', reference='R1', epochs=10, lr_max=1e-4, schedule='flat')
+_TAKES = Takes(square=True, sides=(1, 128), do='vae and sparse_vae take larger images')
+
+
+@recipe(
+    task='reconstruct',
+    reference='R1',
+    epochs=10,
+    lr_max=1e-4,
+    schedule='flat',
+    takes=_TAKES,
+    ranges=dict(begin=Range(1e-4, 0.9999), threshold=Range(-1e9, 1e9)),
+)
 def conv_ae(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -93,15 +104,15 @@ def conv_ae(
     loss: Literal['weighted', 'mse'] = 'weighted',  # R1's weighted MSE, or the plain one
     weight: float = 100.0,  # of the bright pixels in the weighted loss
     threshold: float = 0.01,  # scaled pixels above it are bright
-    start: float = 0.5,  # pixels of the untrained network: about 1/2 as in R1; 0.05 trains better
+    begin: float = 0.5,  # pixels of the untrained network: about 1/2 as in R1; 0.05 trains better
     precision: Literal['fp32', 'bf16'] = 'fp32',  # of the convolutions
     bs: int = 128,  # jets per batch
 ):  # Learner
     "Convolutional autoencoder with weighted MSE, as R1"
     dls = jet_dls(store, split, task='reconstruct', channels=channels, tfms=[MinMax()], bs=bs)
     model = ConvAE(len(dls.train.channels), store.width, precision == 'bf16')
-    if start != 0.5:
-        set_start(model, start)
+    if begin != 0.5:
+        set_start(model, begin)
     return Learner(
         dls,
         model.to(memory_format=torch.channels_last),  # faster on CPUs
@@ -126,7 +137,7 @@ def _draw(ax, image, top, vmin, cell):
     "One image (H, W) on a logarithmic colour scale from `vmin * top` to `top`"
     from matplotlib.colors import LogNorm
 
-    h, w = (n * cell / 2 for n in image.shape)
+    h, w = (n * (cell or 1) / 2 for n in image.shape)
     ax.imshow(
         image.numpy().clip(top * vmin),
         norm=LogNorm(top * vmin, top),
@@ -139,7 +150,7 @@ def _draw(ax, image, top, vmin, cell):
 
 def show_reconstructions(
     images: dict,  # row title -> (B, H, W) images, e.g. original and reconstructed
-    cell: float = 1.0,  # width of a pixel in eta and phi
+    cell: float = None,  # width of a pixel in eta and phi; default: not known
     title: str = '',  # title of the figure
     vmin: float = 1e-3,  # lower end of the colour scale, as a share of the largest original pixel
 ):  # matplotlib figure
@@ -160,9 +171,9 @@ def show_reconstructions(
     for row, (name, xs) in zip(axs, images.items()):
         for ax, x, t in zip(row, xs, top):
             _draw(ax, x, t, vmin, cell)
-        row[0].set_ylabel(f'{name}\n' + (r'$\eta$' if cell != 1 else 'row'))
+        row[0].set_ylabel(f'{name}\n' + (r'$\eta$' if cell else 'row'))
     for ax in axs[-1]:
-        ax.set_xlabel(r'$\phi$' if cell != 1 else 'column')
+        ax.set_xlabel(r'$\phi$' if cell else 'column')
     if title:
         fig.suptitle(title)
     return fig

@@ -20,7 +20,7 @@ from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
 from ..losses import pixel_coordinates
 from ..metrics import Estimate, residual_summary
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 from ..train.runs import pt_mass_before_after, Run
 
 # %% ../../nbs/02a_dense_ae.ipynb #6dfe06d2
@@ -65,18 +65,22 @@ class DenseAE(nn.Module):
 
 # %% ../../nbs/02a_dense_ae.ipynb #f2809cbb
 def _dls(store, split, only, bs):
-    "Loaders of small square images of one channel, in GeV"
-    if len(store.channels) != 1 or store.width != store.height or store.width > 64:
-        raise ConfigError(
-            'A dense autoencoder takes small square images of one channel',
-            found=f'{store.height}x{store.width}, {len(store.channels)} channels',
-            expected='e.g. 25x25, 1 channel',
-            do='conv_ae and sparse_ae take larger ones',
-        )
+    "Loaders of images in GeV"
     return jet_dls(store, split, task='reconstruct', only=only, bs=bs)
 
 
-@recipe(task='reconstruct', reference='R6', epochs=30, lr_max=1e-3, schedule='one_cycle')
+_TOWERS = 'conv_ae and sparse_ae take larger images, and towers(store) makes 25x25 of any'
+_SMALL = dict(channels=1, square=True, do=_TOWERS)
+
+
+@recipe(
+    task='reconstruct',
+    reference='R6',
+    epochs=30,
+    lr_max=1e-3,
+    schedule='one_cycle',
+    takes=Takes(sides=(1, 64), **_SMALL),
+)
 def dense_ae(
     store: JetStore,  # the jets: one channel, square images
     split: Split = None,  # which to train on; default: `split(store)`
@@ -117,7 +121,7 @@ def image_in_out(
 ):  # pandas.DataFrame as from `in_out`
     "Jets before and after some code, from their images"
     x = store.images(idx)
-    res = pt_mass_before_after(x, pred, store.cell)
+    res = pt_mass_before_after(x, pred, store.known_cell())
     res['mse'] = (x - pred).square().mean((1, 2, 3))
     signal = store.columns[store.label_column][idx]
     return pd.DataFrame(dict(jet=np.asarray(idx), signal=signal, **{k: v.numpy() for k, v in res.items()}))
@@ -234,7 +238,7 @@ class CellAE(nn.Module):
         return self.decode(self.encode(x))
 
 # %% ../../nbs/02a_dense_ae.ipynb #a828d06d
-@recipe(task='reconstruct', epochs=60, lr_max=3e-3)
+@recipe(task='reconstruct', epochs=60, lr_max=3e-3, takes=Takes(sides=(25, 25), **_SMALL))
 def cell_ae(
     store: JetStore,  # the jets: one channel of 25x25
     split: Split = None,  # which to train on; default: `split(store)`
@@ -246,8 +250,6 @@ def cell_ae(
 ):  # Learner
     "Convolutional autoencoder of 25x25 images, the one R6 asked for"
     dls = _dls(store, split, only, bs)
-    if store.width != 25:
-        raise ConfigError('The code has cells of 5x5 pixels', found=f'{store.width} pixels', expected=25)
     return Learner(
         dls,
         CellAE(bottleneck, width).to(memory_format=torch.channels_last),
@@ -344,7 +346,20 @@ def _principal_axes(x, k):
     return torch.from_numpy(pca.mean_).float(), torch.from_numpy(axes).float()
 
 
-@recipe(task='reconstruct', reference='Gregor, LeCun, ICML 2010', epochs=60, lr_max=3e-4)
+def _without_cell(store, settings):
+    "Why a store's jets have no four-momentum to keep"
+    known = store.cell is not None and store.cell != 1
+    if settings['momentum'] and not known:
+        return 'a pixel of unknown width, without which momentum=True is not possible'
+
+
+@recipe(
+    task='reconstruct',
+    reference='Gregor, LeCun, ICML 2010',
+    epochs=60,
+    lr_max=3e-4,
+    takes=Takes(channels=1, square=True, sides=(1, 64), also=_without_cell, do=_TOWERS),
+)
 def unrolled_ae(
     store: JetStore,  # the jets: one channel, square images
     split: Split = None,  # which to train on; default: `split(store)`
@@ -362,6 +377,6 @@ def unrolled_ae(
         lo, hi = (n + 4 * momentum for n in (1, store.width**2))
         raise ConfigError('The code is too small or too large', found=bottleneck, expected=f'{lo} to {hi}')
     x = dls.train.dataset.images(dls.train.idx[:20000]).flatten(1).cpu().numpy()
-    grid = momentum_grid(store.width, store.cell) if momentum else None
+    grid = momentum_grid(store.width, store.known_cell('Exact momentum')) if momentum else None
     net = UnrolledAE(*_principal_axes(x, k), steps, grid)
     return Learner(dls, net, loss_func=nn.MSELoss(), opt_func=partial(Adam, sqr_mom=0.999, eps=1e-8), wd=0.0)

@@ -19,7 +19,7 @@ from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.transforms import Flip, MinMax, Translate
 from ..data.loaders import jet_dls, Split
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 
 # %% ../../nbs/02b_sparse_ae.ipynb #7977aada
 def _halves(n):
@@ -375,7 +375,18 @@ def _augmentation(store):
     return [Flip(), Translate(2 * step, 2 * step, step=step)]
 
 # %% ../../nbs/02b_sparse_ae.ipynb #0815a4d2
-@recipe(task='reconstruct', epochs=6, lr_max=5e-3)
+def _many_cells(store, settings):
+    "Why images cannot be cut into so many patches"
+    most = store.width // max(store.upsample[c] for c in settings['channels'] or store.channels)
+    return f'cells={settings["cells"]} of at most {most}' if settings['cells'] > most else None
+
+
+@recipe(
+    task='reconstruct',
+    epochs=6,
+    lr_max=5e-3,
+    takes=Takes(square=True, also=_many_cells, do='vae takes images of any size'),
+)
 def sparse_ae(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`

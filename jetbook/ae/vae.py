@@ -24,7 +24,7 @@ from ..data.store import ConfigError, DataError, JetStore
 from ..data.transforms import Flip, JetTransform, MinMax, Pad
 from ..data.loaders import jet_dls, Split
 from ..losses import BCEReconstruction, GaussianNLL, KLDivergence
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 from ..train.training import fused_adam
 from ..train.runs import as_learner, reconstruction_errors
 from .sparse import normal_nll, PatchGrid
@@ -295,7 +295,20 @@ def _gaussian(pred, target):
     return GaussianNLL()(pred[0], target)
 
 
-@recipe(task='reconstruct', reference='R3', epochs=20, lr_max=1e-4, schedule='flat', evaluate=vae_metrics)
+def _numbers(store, settings):
+    "Numbers in the three layers beside the code"
+    return 3 * 256 * -((-store.width // 16) ** 2) * settings['latent']
+
+
+@recipe(
+    task='reconstruct',
+    reference='R3',
+    epochs=20,
+    lr_max=1e-4,
+    schedule='flat',
+    evaluate=vae_metrics,
+    takes=Takes(numbers=_numbers),
+)
 def vae(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -617,7 +630,13 @@ def _begun(seen, latent, widths, bf16):
     return SparseVAE(seen.width, up, cells, latent, widths, bf16=bf16).begin(seen)
 
 
-@recipe(task='reconstruct', epochs=12, lr_max=3e-3, evaluate=vae_metrics)
+@recipe(
+    task='reconstruct',
+    epochs=12,
+    lr_max=3e-3,
+    evaluate=vae_metrics,
+    takes=Takes(square=True, sides=(5, 2**16), do='vae takes images of any size'),
+)
 def sparse_vae(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`

@@ -43,7 +43,7 @@ def mixture_classifier(
     C: float = 0.001,  # inverse strength of the penalty, of 'quadratic'
     seed: int = 0,  # of 'trees'
 ):  # scikit-learn classifier, not fitted
-    "A classifier that tells a mixture from pure background: a quadratic form, or boosted trees"
+    "A classifier that separates a mixture from pure background: a quadratic form, or boosted trees"
     from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -92,7 +92,7 @@ class CWoLa(AnomalyDetector):
         y=None,  # ignored
         mixture: JetStore = None,  # jets that may hold signal; labels are removed first
     ):  # the method
-        "Learn to tell the mixture from the background"
+        "Learn to separate the mixture from the background"
         if mixture is None:
             raise ConfigError(
                 'CWoLa compares two samples',

@@ -25,13 +25,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split, StoreDL
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 from ..train.training import fused_adam
 from ..ae.dense import DenseAE
 from jetbook.anomaly.methods import (
     JET_SHAPES,
     JetFeatures,
     JetObservables,
+    TOWER_IMAGES,
     TowerNetwork,
     Towers,
     towers,
@@ -205,7 +206,12 @@ def mahalanobis_pca(
     return make_pipeline(Towers(power), axes, StandardScaler(), MahalanobisDistance())
 
 # %% ../../nbs/06a_density.ipynb #77c09aa1
-@recipe(task='reconstruct', epochs=20, lr_max=1e-3)
+@recipe(
+    task='reconstruct',
+    epochs=20,
+    lr_max=1e-3,
+    takes=Takes(numbers=lambda store, s: 2 * store.height**2 * s['width'], **TOWER_IMAGES),
+)
 def latent_ae(
     store: JetStore,  # the jets: towers
     split: Split = None,  # which to train on; default: `split(store)`
@@ -362,13 +368,6 @@ def mean_distance(
 
 # %% ../../nbs/06a_density.ipynb #99651019
 def _tower_dls(store, split, bs):
-    if store.width != 25 or len(store.channels) != 1:
-        raise ConfigError(
-            'Deep SVDD takes towers',
-            found=f'{store.width} pixels, {len(store.channels)} channels',
-            expected='25 pixels, 1 channel',
-            do='jetbook.anomaly.methods.towers(store)',
-        )
     device = default_device()
     dl = TowerDL(
         store.to(device),
@@ -391,7 +390,14 @@ def _distances(learn, dl):
     return dict(distance=float(d.mean())), dict(distance=d)
 
 # %% ../../nbs/06a_density.ipynb #2d219254
-@recipe(task='describe', reference='Ruff et al., ICML 2018', epochs=20, lr_max=1e-3, evaluate=_distances)
+@recipe(
+    task='describe',
+    reference='Ruff et al., ICML 2018',
+    epochs=20,
+    lr_max=1e-3,
+    evaluate=_distances,
+    takes=Takes(sides=(25, 25), **TOWER_IMAGES),
+)
 def sphere_net(
     store: JetStore,  # the jets: towers in percent, background alone
     split: Split = None,  # which to train on; default: `split(store)`

@@ -22,9 +22,9 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 from ..train.training import fused_adam
-from .methods import TrainedDetector
+from .methods import TOWER_IMAGES, TrainedDetector
 
 # %% ../../nbs/06c_nae.ipynb #b9f2c35a
 class SmoothAxes(nn.Module):
@@ -316,7 +316,21 @@ def _mean_energy(pred, target):
     return pred[0].mean()
 
 # %% ../../nbs/06c_nae.ipynb #007717a8
-@recipe(task='energy', reference='2105.05735', epochs=60, lr_max=2e-3, schedule='flat', evaluate=_energies)
+def _few_axes(store, settings):
+    "Why there are no such principal axes"
+    n = store.height**2
+    return f'axes={settings["axes"]} of {n} pixels' if settings['axes'] > n else None
+
+
+@recipe(
+    task='energy',
+    reference='2105.05735',
+    epochs=60,
+    lr_max=2e-3,
+    schedule='flat',
+    evaluate=_energies,
+    takes=Takes(sides=(1, 64), also=_few_axes, **TOWER_IMAGES),
+)
 def normalised_ae(
     store: JetStore,  # the jets: towers in percent, background alone
     split: Split = None,  # which to train on; default: `split(store)`

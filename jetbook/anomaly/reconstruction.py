@@ -22,17 +22,17 @@ from ..data.transforms import Power
 from ..data.loaders import jet_dls, Split
 from ..losses import KernelMSE, KLDivergence, weighted_mse
 from ..metrics import bootstrap_auc, Estimate
-from ..train.recipes import recipe
+from ..train.recipes import Range, recipe, Takes
 from ..train.training import fused_adam
 from ..ae.dense import DenseAE
 from ..ae.vae import ELBO, normal_nll, VAE, vae_learner, vae_metrics
-from .methods import TrainedDetector
+from .methods import TOWER_IMAGES, TrainedDetector
 
 # %% ../../nbs/06b_reconstruction.ipynb #1536d693
 def loss_table(
     frames: dict,  # name of a model -> frame from `jetbook.ae.dense.in_out`
     background: int = 0,  # class it was trained on, 0 or 1
-):  # pandas.DataFrame, one row a model
+):  # pandas.DataFrame, one row per model
     "Mean loss of background and signal, their ratio, and the AUC of the loss as score, with 95% intervals"
     rows = {}
     for name, d in frames.items():
@@ -146,7 +146,17 @@ class ImageError(nn.Module):
         return self.each(pred, target).mean()
 
 # %% ../../nbs/06b_reconstruction.ipynb #d7f145c9
-@recipe(task='reconstruct', reference='2104.09051', epochs=30, lr_max=2e-3)
+_DENSE = Takes(numbers=lambda store, s: 2 * store.height**2 * s['hidden'], **TOWER_IMAGES)
+
+
+@recipe(
+    task='reconstruct',
+    reference='2104.09051',
+    epochs=30,
+    lr_max=2e-3,
+    takes=_DENSE,
+    ranges=dict(power=Range(0, 1, above=True)),
+)
 def remapped_ae(
     store: JetStore,  # the jets: one channel, square images, as `towers` gives them
     split: Split = None,  # which to train on; default: `split(store)`
@@ -159,8 +169,6 @@ def remapped_ae(
     bs: int = 128,  # jets per batch
 ):  # Learner
     "Dense autoencoder of remapped images with a choice of reconstruction errors"
-    if not 0 < power <= 1:
-        raise ConfigError('No such remapping', found=power, expected='a power above 0, at most 1')
     dls = jet_dls(store, split, task='reconstruct', tfms=[Power(power)], bs=bs)
     n = store.width**2
     return Learner(
@@ -292,7 +300,15 @@ class DenseVAE(VAE):
         return normal_nll(target, pred[0], self.log_sigma.exp()).flatten(1).sum(1)
 
 # %% ../../nbs/06b_reconstruction.ipynb #3162e20c
-@recipe(task='reconstruct', reference='1312.6114', epochs=30, lr_max=2e-3, evaluate=vae_metrics)
+@recipe(
+    task='reconstruct',
+    reference='1312.6114',
+    epochs=30,
+    lr_max=2e-3,
+    evaluate=vae_metrics,
+    takes=_DENSE,
+    ranges=dict(power=Range(0, 1, above=True)),
+)
 def dense_vae(
     store: JetStore,  # the jets: one channel, square images, as `towers` gives them
     split: Split = None,  # which to train on; default: `split(store)`
@@ -440,7 +456,15 @@ def begin(
     return self
 
 # %% ../../nbs/06b_reconstruction.ipynb #56465588
-@recipe(task='reconstruct', reference='2104.08291', epochs=30, lr_max=5e-3, evaluate=vae_metrics)
+@recipe(
+    task='reconstruct',
+    reference='2104.08291',
+    epochs=30,
+    lr_max=5e-3,
+    evaluate=vae_metrics,
+    takes=_DENSE,
+    ranges=dict(power=Range(0, 1, above=True)),
+)
 def dirichlet_vae(
     store: JetStore,  # the jets: one channel, square images, as `towers` gives them
     split: Split = None,  # which to train on; default: `split(store)`

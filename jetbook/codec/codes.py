@@ -31,7 +31,7 @@ from torch import nn, Tensor
 from ..data.store import ConfigError, DataError, JetStore, Ragged, require
 from ..data.observables import eta_phi, jet_mass, jet_pt
 from ..data.loaders import jet_dls, Split
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 
 # %% ../../nbs/02c_codes.ipynb #14d57db7
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _particles(store, lv, values):
     up = store.upsample[store.channels[0]]
     h = store.height // up
     w = store.width // up
-    eta, phi = eta_phi(lv.pixel // w, lv.pixel % w, h, w, store.cell * up)
+    eta, phi = eta_phi(lv.pixel // w, lv.pixel % w, h, w, store.known_cell() * up)
     return Ragged(lv.offsets, pt=np.asarray(values, np.float64), eta=eta, phi=phi)
 
 
@@ -869,7 +869,25 @@ def check_codable(
         )
 
 # %% ../../nbs/02c_codes.ipynb #e8b020aa
-@recipe(task='compress', epochs=24, lr_max=4e-3, schedule='one_cycle', evaluate=_evaluate_code)
+def _not_codable(store, settings):
+    "Why the learned code is not for these jets"
+    try:
+        check_codable(store if settings['channels'] is None else store.select(channels=settings['channels']))
+    except ConfigError as e:
+        return e.found
+    up = store.upsample[(settings['channels'] or store.channels)[0]]
+    h, w = store.height // up, store.width // up
+    return f'{h}x{w}, of at least 4x4' if min(h, w) < 4 else None
+
+
+@recipe(
+    task='compress',
+    epochs=24,
+    lr_max=4e-3,
+    schedule='one_cycle',
+    evaluate=_evaluate_code,
+    takes=Takes(channels=1, also=_not_codable, do='choose one channel of up to 32x32 pixels or towers'),
+)
 def pixel_code(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`

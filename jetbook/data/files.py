@@ -24,6 +24,7 @@ import numpy as np
 from fastcore.basics import patch
 from jetbook.data.store import (
     ALIASES,
+    check_cell,
     check_columns,
     check_keywords,
     ConfigError,
@@ -32,6 +33,7 @@ from jetbook.data.store import (
     JetStore,
     kernel,
     LAYOUTS,
+    native,
     StoreError,
 )
 from jetbook.data.paths import (
@@ -178,18 +180,20 @@ class Source:
         notes=(),  # what was decided in reading, to be said
         close=None,  # closes what `read` has opened; reading goes on all the same
         starts=None,  # jets at which reading can begin; default: anywhere
+        cell: float = None,  # width of a pixel in eta and phi; default: not known, or the layout's
     ):
         self.read = read
         self.n = n
         self.shape = tuple(map(int, shape))
         self.layout = layout
-        self.columns = {k: np.asarray(v, v.dtype.newbyteorder('=')) for k, v in columns.items()}
+        self.columns = {k: native(v) for k, v in columns.items()}
         self.left = left or {}
         self.notes = list(notes)
         self.name = name
         self.files = files
         self.close = close or (lambda: None)
         self.starts = starts
+        self.cell = cell
         jet_bytes = 4 * math.prod(self.shape) or 1
         self.step = step or max(min(READ_BYTES, STEP_BYTES) // jet_bytes, 1)
         self.channels = tuple(channels or LAYOUTS[layout].channels or [f'c{i}' for i in range(shape[2])])
@@ -283,7 +287,15 @@ def array_source(
     for k in [k for k in left if k not in ALIASES['label']]:
         check_columns({k: left[k]}, len(x))  # raises
     return Source(
-        lambda lo, hi: turn(x[lo:hi]), len(x), shape, layout, columns, name, None, channels, (), left, notes
+        lambda lo, hi: turn(x[lo:hi]),
+        len(x),
+        shape,
+        layout,
+        columns,
+        name,
+        channels=channels,
+        left=left,
+        notes=notes,
     )
 
 # %% ../../nbs/00c_files.ipynb #1957b93c
@@ -495,6 +507,7 @@ def h5_source(
         _check_layout(ds.parent, columns, left, path, layout, n, need)
         read, step, close = _h5_reader(path, ds)
         said = h5_attr(f, 'source')  # where the jets are from, as `to_dense` writes it
+        cell = h5_attr(f, 'cell')
     name = path.name if image is None else f'{path.name}:{image}'
     if isinstance(said, str) and said:
         name += f' ({said[:200]})'
@@ -508,17 +521,21 @@ def h5_source(
         step,
         channels,
         [path],
-        left,
-        notes,
-        close,
+        left=left,
+        notes=notes,
+        close=close,
+        cell=cell if isinstance(cell, float) else None,
     )
 
 # %% ../../nbs/00c_files.ipynb #819b9757
 def _check_alike(s, s0):
     "Refuse to join a source to one of other images or columns"
-    if (s.shape, s.channels, set(s.columns)) != (s0.shape, s0.channels, set(s0.columns)):
-        found = f'{s.name}: {s.shape}, {sorted(s.columns)}'
-        expected = f'as {s0.name}: {s0.shape}, {sorted(s0.columns)}'
+    facts, facts0 = ((o.shape, o.channels, sorted(o.columns), o.cell) for o in (s, s0))
+    if facts != facts0:
+        found, expected = (
+            f'{o.name}: {o.shape}, {sorted(o.columns)}' + (f', cell {o.cell}' if o.cell else '')
+            for o in (s, s0)
+        )
         raise DataError('Files do not fit together', found=found, expected=expected)
 
 
@@ -564,7 +581,19 @@ def join_sources(
             s.close()
 
     return Source(
-        read, int(ends[-1]), s0.shape, s0.layout, columns, name, step, s0.channels, files, left, notes, close
+        read,
+        int(ends[-1]),
+        s0.shape,
+        s0.layout,
+        columns,
+        name,
+        step,
+        s0.channels,
+        files,
+        left=left,
+        notes=notes,
+        close=close,
+        cell=s0.cell,
     )
 
 # %% ../../nbs/00c_files.ipynb #6d7c1da5
@@ -850,10 +879,9 @@ def parquet_source(
         batch,
         channels,
         [path],
-        left,
-        [],  # the channels always come first
-        rows.close,
-        np.concatenate([[0], rows.ends[:-1]]),
+        left=left,
+        close=rows.close,
+        starts=np.concatenate([[0], rows.ends[:-1]]),
     )
 
 # %% ../../nbs/00c_files.ipynb #35c00c69
@@ -1135,9 +1163,9 @@ class _Spool(_Part):
     def open(self):
         "Truncate each file to its valid length, and append from there"
         tmp = self.rec.with_suffix('.tmp')
-        tmp.write_text(json.dumps(self.state) + '\n')
+        tmp.write_text(json.dumps(self.state) + '\n', encoding='utf-8')
         os.replace(tmp, self.rec)
-        self.log = open(self.rec, 'a')
+        self.log = open(self.rec, 'a', encoding='utf-8')
         for k, size in self.sizes().items():
             with open(self.path(*k), 'ab') as f:
                 f.truncate(size)
@@ -1400,7 +1428,7 @@ def _assemble(src, spool, dest, value_dtype):
     "The store file from the finished spool"
     H, W, C = src.shape
     with new_h5(dest, spool.folder / 'store.h5', **NEW_H5) as f:
-        write_header(f, H, W, src.channels, src.name, src.layout)
+        write_header(f, H, W, src.channels, src.name, src.layout, src.cell)
         for c, k in enumerate(src.channels):
             count, pixel, bits = spool.read(c)
             g = f.create_group(k)
@@ -1503,13 +1531,16 @@ def pack(
     progress: bool = True,  # show a bar and a report
     label: str = None,  # as in `open_source`
     bad: str = 'error',  # jets with impossible values: 'error', 'drop' or 'keep'
+    cell: float = None,  # width of a pixel in eta and phi; default: the file's or the layout's, or not known
     **kwargs,  # passed to `open_source`: `image`, `channels_first`; for arrays `columns`, `name`
 ):  # JetStore
     "Pack jet images losslessly into a `JetStore` file, in bounded memory; resume after a kill"
     check_keywords(kwargs, pack, open_source)
     _check_request(negative, bad, towers, value_dtype)
     output_file(dest, overwrite=overwrite)
+    check_cell(cell)
     src = open_source(source, layout, channels, label, **kwargs)
+    src.cell = cell or src.cell
     dest = output_file(dest, *src.files, overwrite=overwrite)
     with _room_for(dest), contextlib.closing(src):
         with _spool_beside(dest, src, towers, negative, bad) as spool:
@@ -1537,6 +1568,8 @@ def from_images(
     src = array_source(images, columns, channels, layout, source, channels_first)
     with tempfile.TemporaryDirectory() as d:
         s = pack(src, Path(d) / 'a.jets.h5', progress=False, **kwargs)
+        if s.mmap:  # a large one: its file is about to go
+            s = JetStore(s.path, mmap=False)
         s.path = None
         return s
 
@@ -1718,6 +1751,8 @@ def to_dense(
         for k, v in self.columns.items():
             f.create_dataset(k, data=v[idx])
         f.attrs['source'] = np.bytes_(self.source.encode())
+        if self._cell:
+            f.attrs['cell'] = self._cell
     return path
 
 # %% ../../nbs/00c_files.ipynb #7fe1ac3e

@@ -17,10 +17,9 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 from fastcore.basics import patch
-from numba import njit
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
-from ..data.store import ConfigError, DataError, JetStore, Ragged
+from ..data.store import ConfigError, DataError, JetStore, njit, Ragged
 from ..data.paths import atomic_path
 from ..data.loaders import Split, StoreDL
 from ..data.loaders import split as split_jets
@@ -49,7 +48,7 @@ from jetbook.graphs.edges import (
 class GraphSpec:
     "The specification of a jet graph: nodes, features and edges"
 
-    nodes: str = 'native'  # 'native': one node per entry of the store (crystal, tower, track cell); 'pixel': per lit pixel
+    nodes: str = 'native'  # 'native': one per entry (crystal, tower, track cell); 'pixel': one per lit pixel
     threshold: float = 0.0  # only nodes with a larger intensity
     rule: str = 'any'  # for pixels: apply the threshold to 'any' channel, or to their 'sum'
     resize: int = None  # for pixels: number per side to which the image is resized first, bilinearly
@@ -313,7 +312,7 @@ def show_graph(
     pos = np.stack(node_eta_phi(nodes), 1)
     kind = nodes.value.argmax(1)
     ax = _draw_graph(pos, node_intensity(nodes), index, ax, title, kind, store.channels)
-    half = np.array([store.width, store.height]) * store.cell / 2
+    half = np.array([store.width, store.height]) * (store.cell or 1.0) / 2
     ax.set(xlim=(-half[0], half[0]), ylim=(-half[1], half[1]))
     return ax
 

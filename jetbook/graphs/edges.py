@@ -9,8 +9,7 @@ __all__ = ['Edges', 'knn_edges', 'same_neighbours', 'radius_edges', 'full_edges'
 # %% ../../nbs/04a_edges.ipynb #6244ae36
 from collections import namedtuple
 import numpy as np
-from numba import njit
-from ..data.store import ConfigError, DataError
+from ..data.store import ConfigError, DataError, njit
 
 # %% ../../nbs/04a_edges.ipynb #0fb558a4
 Edges = namedtuple('Edges', 'index start d2')

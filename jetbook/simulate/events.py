@@ -8,9 +8,8 @@ __all__ = ['PROCESSES', 'VETOES', 'veto_hook', 'genkt_labels', 'Events', 'visibl
 # %% ../../nbs/00h_events.ipynb #e0ae80ae
 import math
 import numpy as np
-from numba import njit
 from ..data.observables import jet_pt, momenta
-from ..data.store import ConfigError, Ragged, require
+from ..data.store import ConfigError, njit, Ragged, require
 
 # %% ../../nbs/00h_events.ipynb #a3fea046
 _dijets8 = (

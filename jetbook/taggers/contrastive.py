@@ -19,7 +19,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import Split
 from ..losses import ContrastiveLoss, NTXentLoss, SupConLoss
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 from ..graphs.batches import graph_dls, graphs, GraphSpec
 from .gnn import gin_conv, graph_learner, GraphNet, JetScale, r4_dls
 
@@ -218,7 +218,10 @@ def _r5(
     return graph_learner(dls, net, cbs=TwoPhases(method, share, margin, temperature, coords, drop))
 
 # %% ../../nbs/05a_contrastive.ipynb #4ecb78f1
-@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine')
+_TAKES = Takes(columns=('pt', 'mass'))
+
+
+@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine', takes=_TAKES)
 @delegates(_r5)
 def gcn_contrastive(
     store: JetStore,  # the jets, with pt and m0
@@ -229,7 +232,7 @@ def gcn_contrastive(
     return _r5(store, split, GCNConv, True, **kwargs)
 
 
-@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine')
+@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine', takes=_TAKES)
 @delegates(_r5)
 def gat_contrastive(
     store: JetStore,  # the jets, with pt and m0
@@ -240,7 +243,7 @@ def gat_contrastive(
     return _r5(store, split, GATConv, False, **kwargs)
 
 # %% ../../nbs/05a_contrastive.ipynb #04d6e73d
-@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine')
+@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine', takes=_TAKES)
 @delegates(_r5)
 def sage_contrastive(
     store: JetStore,  # the jets, with pt and m0
@@ -251,7 +254,7 @@ def sage_contrastive(
     return _r5(store, split, SAGEConv, False, **kwargs)
 
 
-@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine')
+@recipe(reference='R5', epochs=6, lr_max=3e-3, schedule='flat_cosine', takes=_TAKES)
 @delegates(_r5)
 def gin_contrastive(
     store: JetStore,  # the jets, with pt and m0

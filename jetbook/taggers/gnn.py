@@ -21,7 +21,6 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastcore.meta import delegates
-from numba import njit
 from torch import nn, Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -29,9 +28,9 @@ from torch_geometric.nn import ChebConv, GATConv, GCNConv, GINConv, SAGEConv
 from torch_geometric.nn.aggr import AttentionalAggregation, MaxAggregation, MeanAggregation, SumAggregation
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
-from ..data.store import ConfigError, DataError, JetStore
+from ..data.store import ConfigError, DataError, JetStore, njit
 from ..data.loaders import Split
-from ..train.recipes import recipe
+from ..train.recipes import recipe, Takes
 from ..train.training import fused_adam, roc_auc
 from ..graphs.nodes import image_moments
 from ..graphs.batches import graph_dls, GraphDL, GraphSpec
@@ -648,7 +647,7 @@ class GATCheb(GraphNet):
         return self.head(torch.cat([self.embed(g), self.scale(g)], 1))
 
 # %% ../../nbs/05_gnn.ipynb #4bc7ae15
-@recipe(reference='R7', epochs=3, lr_max=1e-3)
+@recipe(reference='R7', epochs=3, lr_max=1e-3, takes=Takes(columns=('pt', 'mass')))
 def gat_cheb(
     store: JetStore,  # the jets, with pt and m0
     split: Split = None,  # which to train on; default: `split(store)`
