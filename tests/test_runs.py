@@ -105,6 +105,45 @@ def test_a_geometry_without_sense_is_refused(change):
     d = {} if change is None else dict(fingerprint(toy_jets(20)), **change)
     with pytest.raises(ConfigError, match='does not describe its jets'): runs._like(d)
 
+def changed(store, seed=0, n=600):
+    "The same jets in another order and with another column"
+    s = store.select(np.random.default_rng(seed).permutation(len(store))[:n])
+    return s._replace(columns={**s.columns, 'weight':np.ones(n)})
+
+def test_jets_are_recognised_by_their_contents(run, store):
+    "Whatever their order and their columns"
+    for s in (store._replace(columns={**store.columns, 'weight':np.ones(600)}), changed(store), store._replace(columns={})):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            sp = run.split(s)
+        assert [len(i) for i in (sp.train, sp.valid, sp.test)]==[420, 90, 90]
+        assert sorted(s.images(sp.test).sum((1,2,3)).tolist())==sorted(store.images(split(store).test).sum((1,2,3)).tolist())
+    m,same = evaluate(run, changed(store)),evaluate(run, store)
+    assert m['auc']==pytest.approx(same['auc'], abs=1e-9) and m['n']==same['n']
+
+def test_missing_and_new_jets_are_said(run, store):
+    with pytest.warns(UserWarning, match='not all of its jets are in this store; .* train, .* jets are missing'): sp = run.split(changed(store, 1, 300))
+    assert len(sp.train)+len(sp.valid)+len(sp.test)==300
+    with pytest.raises(DataError, match='was not trained on this store. Found: 30 jets, .*, toy jets: random numbers. Expected: 600 jets, '): run.split(toy_jets(30, 'wqcd', seed=8))
+    test_jets = store.select(split(store).test)
+    with pytest.warns(UserWarning, match='are missing'), pytest.raises(DataError, match='no jets of the valid part'): evaluate(run, test_jets, part='valid')
+    with pytest.raises(DataError, match='trained on jets of this store. Found: 90 of its 90 jets'): evaluate(run, test_jets, part='all')
+    with pytest.warns(UserWarning, match='clf was trained on 2.. of these 300 jets'): predict(run, changed(store, 2, 300))
+    parts = run.part_of(changed(store, 3))
+    assert [int((parts==k).sum()) for k in ('train','valid','test','')]==[420, 90, 90, 0]
+    assert (run.part_of(toy_jets(30, 'wqcd', seed=8))=='').all()
+
+def test_a_bundle_without_keys_knows_its_own_store(run, store, tmp_path):
+    shutil.copytree(run.path, tmp_path/'r')
+    (tmp_path/'r'/'jets.safetensors').unlink()
+    r = Run(tmp_path/'r')
+    assert r.split(store).digest==run.split(store).digest and (r.part_of(store)=='').all()
+    with pytest.raises(DataError, match='not trained on this store'): r.split(changed(store))
+    runs.save_tensors(r.path/'jets.safetensors', dict(key=torch.zeros(3), part=torch.zeros(2)))
+    with pytest.raises(DataError, match='does not hold keys'): r.split(changed(store))
+    runs.save_tensors(r.path/'jets.safetensors', dict(key=torch.zeros(3, dtype=torch.int64), part=torch.tensor([9, -5, 3], dtype=torch.int8)))
+    with pytest.raises(DataError, match='does not hold keys'): r.split(changed(store))
+
 # --- training
 
 def test_a_run_says_what_it_is(run, store):

@@ -750,9 +750,9 @@ class _Spool(_Part):
     def open(self):
         "Truncate each file to its valid length, and append from there"
         tmp = self.rec.with_suffix('.tmp')
-        tmp.write_text(json.dumps(self.state) + '\n')
+        tmp.write_text(json.dumps(self.state) + '\n', encoding='utf-8')
         os.replace(tmp, self.rec)
-        self.log = open(self.rec, 'a')
+        self.log = open(self.rec, 'a', encoding='utf-8')
         for c in range(len(self.names)):
             for kind, size in self.sizes(c).items():
                 with open(self.path(c, kind), 'ab') as f:
@@ -1038,6 +1038,8 @@ def from_images(
     src = array_source(images, columns, channels, layout, source)
     with tempfile.TemporaryDirectory() as d:
         s = pack(src, Path(d) / 'a.jets.h5', progress=False, **kwargs)
+        if s.mmap:  # a large one: its file is about to go
+            s = JetStore(s.path, mmap=False)
         s.path = None
         return s
 

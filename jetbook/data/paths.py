@@ -54,6 +54,8 @@ _PROBLEMS = {
     errno.ESTALE: ('was replaced on the file server while it was open', 'open it again'),
 }
 
+_IN_USE = (32, 33, 1224)  # what Windows says of a file that is open, locked or mapped elsewhere
+
 
 def os_problem(
     e: OSError,  # what the operating system, or a library, raised
@@ -65,6 +67,8 @@ def os_problem(
             'close it there; if its writer was killed: h5clear --status FILE, on a copy',
         )
     code = e.errno
+    if getattr(e, 'winerror', None) in _IN_USE:
+        code = errno.EAGAIN
     if code is None and (m := re.search(r'errno = (\d+)', str(e))):  # as HDF5 writes it
         code = int(m[1])
     return _PROBLEMS.get(code)
@@ -96,6 +100,8 @@ def output_file(
 
 def _kind(path):
     "What lies at a path, in words; None for nothing. Links are not followed"
+    if os.name == 'nt' and _DEVICES.fullmatch(os.path.basename(path).rstrip(' .').split('.')[0]):
+        return 'a device'
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -110,6 +116,9 @@ def _kind(path):
         stat.S_IFIFO: 'a named pipe',
     }
     return kinds.get(stat.S_IFMT(mode), 'a device')
+
+
+_DEVICES = re.compile(r'con|prn|aux|nul|com\d|lpt\d', re.I)  # of Windows, in any folder
 
 
 def _same_file(a, b):
@@ -152,9 +161,9 @@ def _hidden(path):
 
 
 def _alive(pid):
-    "Does this process run? On Windows always yes: a signal 0 would end it"
-    if os.name == 'nt':
-        return True
+    "Does this process run?"
+    if os.name == 'nt':  # there a signal 0 would end it
+        return _alive_on_windows(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -162,6 +171,29 @@ def _alive(pid):
     except OSError:
         pass
     return True
+
+
+def _alive_on_windows(pid):
+    import ctypes
+
+    kernel32 = ctypes.windll.kernel32
+    query, still_active, access_denied = 0x1000, 259, 5
+    handle = kernel32.OpenProcess(query, False, pid)
+    if not handle:
+        return kernel32.GetLastError() == access_denied
+    code = ctypes.c_ulong()
+    known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel32.CloseHandle(handle)
+    return not known or code.value == still_active
+
+
+def _remove(path):
+    "Remove a file of ours; on Windows one that is still open stays, for the next run to remove"
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        if os.name != 'nt':
+            raise
 
 
 def remove_dead(
@@ -174,7 +206,7 @@ def remove_dead(
     for p in path.parent.glob('.jetbook-*.tmp'):
         m = re.fullmatch(r'(\w+)\.(\d+)-\d+\.tmp', p.name[len(begin) :]) if p.name.startswith(begin) else None
         if m and m[1] == _HOST and not _alive(int(m[2])) and _kind(p) == 'a file':
-            p.unlink(missing_ok=True)
+            _remove(p)
             dead.append(p)
     return dead
 
@@ -202,7 +234,7 @@ def atomic_path(
         raise OutputError(f'{path.name} {what}', found=str(e), do=f'{do}; {path.name} was not touched') from e
     finally:
         if part is not None:
-            Path(part).unlink(missing_ok=True)
+            _remove(Path(part))
 
 
 def _write_problem(e):
@@ -270,7 +302,7 @@ def remove_named(
     "Remove the regular files of a folder that have a name of ours; links and folders are left"
     gone = [p for p in Path(folder).iterdir() if re.fullmatch(names, p.name) and _kind(p) == 'a file']
     for p in gone:
-        p.unlink(missing_ok=True)
+        _remove(p)
     return gone
 
 # %% ../../nbs/00a_paths.ipynb #e018d627

@@ -247,7 +247,7 @@ def load_tensors(
     with _opened(path) as (f, meta):
         name = Path(path).name
         sums = _read_checksums(name, meta)
-        tensors = {k: f.get_tensor(k) for k in f.keys()}
+        tensors = {k: f.get_tensor(k).clone() for k in f.keys()}  # copies: a mapped file could still change
         bad = [k for k, v in tensors.items() if sums.get(k) != tensor_checksum(v)]
         if bad or set(sums) != set(tensors):
             found = ', '.join(bad[:3]) or 'missing tensors'
