@@ -31,9 +31,9 @@ from fastcore.foundation import L
 from torch import nn
 from tqdm.auto import tqdm
 from .. import __version__
-from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore, LAYOUTS
+from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore
 from ..data.paths import atomic_path, locked, output_folder, read_text, remove_dead
-from ..data.loaders import split, Split
+from ..data.loaders import jet_keys, split, Split
 from ..losses import image_pt_mass
 from ..metrics import classification_metrics, ReconstructionMeter
 from .recipes import check_range, check_setting, get_recipe, Range, RANGES, UnknownRecipe
@@ -212,10 +212,41 @@ def fingerprint(
         channels=list(s.channels),
         upsample=dict(s.upsample),
         layout=s.layout,
+        cell=s.cell,
         columns=sorted(s.columns),
         source=s.source,
         digest=h.hexdigest(),
     )
+
+# %% ../../nbs/01d_runs.ipynb #26acc210
+def _write_jets(run, store, sp):
+    "Keep which jet was in which part, by its contents"
+    part = np.full(len(store), -1, np.int8)
+    for i, k in enumerate(_PARTS):
+        part[getattr(sp, k)] = i
+    arrays = dict(key=jet_keys(store).view(np.int64), part=part)
+    save_tensors(run.path / 'jets.safetensors', {k: torch.from_numpy(v) for k, v in arrays.items()})
+
+
+_PARTS = ('train', 'valid', 'test')
+
+
+def _read_jets(run):
+    "(keys, parts) of the run's jets, sorted by key; a jet that is there twice counts for training first"
+    f = run.path / 'jets.safetensors'
+    if not f.exists():
+        return np.zeros(0, np.uint64), np.zeros(0, np.int8)
+    arrays = {k: v.numpy() for k, v in load_tensors(f)[0].items()}
+    kinds = {k: (v.dtype, v.ndim) for k, v in arrays.items()}
+    ok = kinds == dict(key=(np.int64, 1), part=(np.int8, 1)) and len(arrays['key']) == len(arrays['part'])
+    if not ok or not ((arrays['part'] >= -1) & (arrays['part'] < len(_PARTS))).all():
+        raise DataError(f'{f.name} does not hold keys of jets', found=str(kinds)[:100], do='fetch it again')
+    key, part = arrays['key'].view(np.uint64), arrays['part']
+    at = np.lexsort((part.view(np.uint8), key))
+    key, part = key[at], part[at]
+    first = np.append(True, key[1:] != key[:-1])[: len(key)]
+    first &= key != 0
+    return key[first], part[first]
 
 # %% ../../nbs/01d_runs.ipynb #8d5bf598
 def _toy_entries(grid, n, rng):
@@ -236,7 +267,8 @@ def _like(d, n=64):
         entries = {k: _toy_entries(h * w // up[k] ** 2, n, rng) for k in names}
         labels = ALIASES['label']
         cols = {str(k): np.arange(n) % 2 if k in labels else rng.uniform(60, 100, n) for k in d['columns']}
-        return JetStore.from_entries(entries, h, w, up, cols, 'toy jets: random numbers', str(d['layout']))
+        source = 'toy jets: random numbers'
+        return JetStore.from_entries(entries, h, w, up, cols, source, str(d['layout']), d['cell'])
     except FROM_BELOW as e:
         found = f'{type(e).__name__}: {e}'[:200]
         raise ConfigError('The run does not describe its jets', found=found) from e
@@ -259,6 +291,7 @@ _RUN = dict(
         channels=list,
         upsample=dict,
         layout=(str, _OR_NULL),
+        cell=(float, int, _OR_NULL),
         columns=list,
         source=(str, _OR_NULL),
         digest=str,
@@ -365,16 +398,47 @@ def split(
     self: Run,
     store: JetStore,  # the store the run was trained on
 ):  # Split
-    "The run's split; another store is refused"
-    if fingerprint(store)['digest'] != self.config['store']['digest']:
-        raise DataError(
-            f'{self.name} was not trained on this store',
-            found=store.source or f'{len(store):,} jets',
-            expected=self.config['store'].get('source'),
-            do="give the store it was trained on, or part='all'",
-        )
+    "The run's split, of its jets in this store; a store without any of them is refused"
+    d = fingerprint(store)
     with _of_a_run('split'):
-        return Split.from_dict(store, self.config['split'])
+        if d['digest'] == self.config['store']['digest']:
+            return Split.from_dict(store, self.config['split'])
+        found, expected = (
+            f'{o["n"]:,} jets, {o["digest"][:8]}, {o["source"]}' for o in (d, self.config['store'])
+        )
+    parts, missing = _match(self, store)
+    if not (parts >= 0).any():
+        do = "give the store it was trained on, or part='all'"
+        raise DataError(f'{self.name} was not trained on this store', found, expected, do)
+    if missing:
+        said = ', '.join(f'{n:,} {k}' for k, n in missing.items())
+        warnings.warn(f'{self.name}: not all of its jets are in this store; {said} jets are missing')
+    c = self.config['split']
+    idx = [np.flatnonzero(parts == i) for i in range(len(_PARTS))]
+    return Split(*idx, len(store), (c.get('valid'), c.get('test')), c.get('seed'), None, c.get('n_train'))
+
+
+def _match(run, store):
+    "Part of each jet of a store (N,), -1 for none, and how many jets of each part are not in it"
+    key, part = _read_jets(run)
+    if not len(key):
+        return np.full(len(store), -1, np.int8), {}
+    keys = jet_keys(store)
+    at = np.searchsorted(key, keys).clip(max=len(key) - 1)
+    parts = np.where(key[at] == keys, part[at], -1)
+    there = np.isin(key, keys)
+    missing = {k: int((~there & (part == i)).sum()) for i, k in enumerate(_PARTS)}
+    return parts, {k: n for k, n in missing.items() if n}
+
+
+@patch
+def part_of(
+    self: Run,
+    store: JetStore,  # N jets, in any order, with any columns
+):  # array of str (N,): 'train', 'valid', 'test', or '' for a jet that was in none
+    "Which jets of a store the run was trained, chosen or tested on; the others are new to it"
+    names = np.array(['', *_PARTS])
+    return names[1 + _match(self, store)[0].astype(int)]
 
 
 @contextmanager
@@ -528,7 +592,10 @@ def train(
         learn = _seeded(r, store, parts, config['settings'], seed)
         if state:
             take_over(learn, state, training['start']['run'])
-        return _fit(learn, run or _begin(out, config, learn), progress, cbs)
+        run = run or _begin(out, config, learn)
+        if not (out / 'jets.safetensors').exists():
+            _write_jets(run, store, parts)
+        return _fit(learn, run, progress, cbs)
 
 # %% ../../nbs/01d_runs.ipynb #a76d8e37
 def _start_of(start):
@@ -598,6 +665,7 @@ def _begin(out, config, learn):
 
 
 def _already(run, progress):
+    _tidy(run)
     if progress:
         print(f'{run.name} is already trained: {len(run.history)} epochs')
     return run
@@ -648,12 +716,21 @@ def _fit(learn, run, progress, cbs):
         stack.enter_context(_in_our_words())
         learn.fit(c['epochs'], cbs=[sched, ck, Replay(list(ck.rows)), *L(cbs)], start_epoch=ck.first)
     _finish(learn, run, ck.rows, epoch_of(learn.model, ck))
-    remove_dead(file)
-    file.unlink(missing_ok=True)
-    with suppress(OSError):  # something else lies there
-        file.parent.rmdir()
+    _tidy(run)
     _save_plots(learn, run)
     return run
+
+
+def _tidy(run):
+    "Remove the checkpoint of a complete run, and what a process that was killed left of its pictures"
+    file = run.path / 'checkpoint' / 'last.safetensors'
+    with suppress(OSError):  # the folder is read-only, or something else lies there
+        for k in ('losses', 'lr', 'results'):
+            remove_dead(run.path / f'{k}.png')
+        if file.parent.is_dir():
+            remove_dead(file)
+            file.unlink(missing_ok=True)
+            file.parent.rmdir()
 
 
 def _finish(learn, run, rows, epoch):
@@ -851,6 +928,7 @@ def save_run(
         path / 'config.json', _config(r, made['store'], r.check(made['settings']), made['split'], **training)
     )
     run = Run(path)
+    _write_jets(run, made['store'], made['split'])
     _write_history(run, rows)
     _finish(self, run, rows, _like_epoch(self, rows))
     _save_plots(self, run)
@@ -896,7 +974,7 @@ def reconstruction_errors(
     dl,  # loader of the jets
 ):  # (metrics, arrays of one number per jet)
     "Errors as the network sees the images; transverse momentum and mass after undoing the transforms"
-    cell = None if dl.dataset.cell == 1 else dl.dataset.cell
+    cell = dl.dataset.cell
     seen = ReconstructionMeter(dl.channels)
     real = ReconstructionMeter(dl.channels, cell)
     per_jet = []
@@ -938,9 +1016,8 @@ def _check_geometry(run, store, spec):
 
     size, expected = (f'{h}x{w} pixels' for h, w in ((store.height, store.width), (d['height'], d['width'])))
     want('Jets of another size', size, expected, 'score jets of the same detector')
-    cell = getattr(LAYOUTS.get(d['layout']), 'cell', None)
-    do = f"pack these jets with layout='{d['layout']}'"
-    want('Pixels of another width in eta and phi', store.cell, cell, do)
+    do = f'if it is right, say so: store.cell = {d["cell"]}, or pack these jets with --cell {d["cell"]}'
+    want('Pixels of another width in eta and phi', store.cell, d['cell'], do)
     if spec is not None and spec.nodes == 'native':
         up = {k: d['upsample'][k] for k in store.channels}
         want('Another granularity', store.upsample, up, 'pack both files with the same `towers`')
@@ -999,9 +1076,11 @@ def evaluate(
 ):  # dict of metrics
     "Score a run on the jets of a part; add the metrics to its `metrics.json`"
     (run,), store = as_runs([run]), as_store(store)
-    idx = _part(run, store, part)
     metrics_of = _evaluation(run.recipe)
     _check_labels(run, store)
+    idx = _part(run, store, part)
+    if not len(idx):
+        raise DataError(f'There are no jets of the {part} part in this store', found=f'{len(store):,} jets')
     learn = run.learner()
     res, arrays = metrics_of(learn, learn.dls.test_dl(_fitting(run, store, learn), idx=idx, bs=bs))
     check_scores(arrays, run.name)
@@ -1029,8 +1108,13 @@ def _part(run, store, part):
         return getattr(run.split(store), part)
     if part != 'all':
         raise ConfigError('No such part', found=part, expected="'test', 'valid', 'train' or 'all'")
-    if fingerprint(store)['digest'] == run.config['store']['digest']:
-        raise DataError(f'{run.name} was trained on jets of this store', do="part='test', or another store")
+    same = fingerprint(store)['digest'] == run.config['store']['digest']
+    if same or (n := int((run.part_of(store) != '').sum())):
+        raise DataError(
+            f'{run.name} was trained on jets of this store',
+            found=f'all {len(store):,}' if same else f'{n:,} of its {len(store):,} jets',
+            do="part='test', or score the new ones: store.select(run.part_of(store) == '')",
+        )
     return np.arange(len(store))
 
 
@@ -1104,13 +1188,16 @@ def _per_jet(r):
 
 def _own_jets(run, store, idx):
     "Warn where a run scores jets it was trained on, and count it where it scores its test part"
-    if fingerprint(store)['digest'] != run.config['store']['digest']:
-        return
-    sp = run.split(store)
-    if n := int(np.isin(idx, sp.train).sum()):
+    if fingerprint(store)['digest'] == run.config['store']['digest']:
+        sp = run.split(store)
+        of_train, of_test = np.isin(idx, sp.train), np.isin(idx, sp.test)
+    else:
+        parts = run.part_of(store)[idx]
+        of_train, of_test = parts == 'train', parts == 'test'
+    if n := int(of_train.sum()):
         of = f'{n:,} of these {len(idx):,} jets'
         warnings.warn(f'{run.name} was trained on {of}: their scores are better than those of new jets')
-    if np.isin(idx, sp.test).any():
+    if of_test.any():
         with _kept_if_possible(run, 'readings of the test part'):
             write_json(run.path / 'metrics.json', _count_reading(run))
 
