@@ -18,7 +18,7 @@ from fastai.optimizer import Adam
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
-from ..losses import pixel_coordinates
+from ..losses import double, pixel_coordinates
 from ..metrics import Estimate, residual_summary
 from ..train.recipes import recipe, Takes
 from ..train.runs import pt_mass_before_after, Run
@@ -121,7 +121,7 @@ def image_in_out(
 ):  # pandas.DataFrame as from `in_out`
     "Jets before and after some code, from their images"
     x = store.images(idx)
-    res = pt_mass_before_after(x, pred, store.cell)
+    res = pt_mass_before_after(x, pred, store.known_cell())
     res['mse'] = (x - pred).square().mean((1, 2, 3))
     signal = store.columns[store.label_column][idx]
     return pd.DataFrame(dict(jet=np.asarray(idx), signal=signal, **{k: v.numpy() for k, v in res.items()}))
@@ -276,12 +276,12 @@ def tilt(
     steps: int = 25,  # Newton steps
 ):  # (B, P)
     "Multiply each pixel by exp(c.grid), with the four c per jet for which the sums come out as `p`"
-    x64 = x.double()
-    p = p.double()
-    grid = grid.double()
+    x64 = double(x)
+    p = double(p)
+    grid = double(grid)
     c = torch.zeros_like(p)
     pairs = (grid[:, :, None] * grid[:, None]).flatten(1)
-    eye = torch.eye(4, dtype=x64.dtype, device=x.device)
+    eye = torch.eye(4, dtype=x64.dtype, device=x64.device)
     for _ in range(steps):
         w = x64 * (c @ grid.T).clamp(-9, 9).exp()
         J = (w @ pairs).unflatten(1, (4, 4))
@@ -291,7 +291,7 @@ def tilt(
         c = c + dc / (dc @ grid.T).abs().amax(1, keepdim=True).clamp_min(1)
     out = x64 * (c @ grid.T).clamp(-9, 9).exp()
     better = (out @ grid - p).abs().sum(1) <= (x64 @ grid - p).abs().sum(1)  # also False where NaN
-    return torch.where(better[:, None], out, x64).to(x.dtype)
+    return torch.where(better[:, None], out, x64).to(x.dtype).to(x.device)
 
 # %% ../../nbs/02a_dense_ae.ipynb #cac6d232
 class UnrolledAE(nn.Module):
@@ -318,7 +318,10 @@ class UnrolledAE(nn.Module):
         "The code"
         x = x.flatten(1)
         z = (x - self.mean) @ self.axes.T
-        return torch.cat([(x.double() @ self.grid.double()).to(x.dtype), z], 1) if len(self.grid) else z
+        if not len(self.grid):
+            return z
+        p = double(x) @ double(self.grid)
+        return torch.cat([p.to(x.dtype).to(x.device), z], 1)
 
     def decode(
         self,
@@ -377,6 +380,6 @@ def unrolled_ae(
         lo, hi = (n + 4 * momentum for n in (1, store.width**2))
         raise ConfigError('The code is too small or too large', found=bottleneck, expected=f'{lo} to {hi}')
     x = dls.train.dataset.images(dls.train.idx[:20000]).flatten(1).cpu().numpy()
-    grid = momentum_grid(store.width, store.cell) if momentum else None
+    grid = momentum_grid(store.width, store.known_cell('Exact momentum')) if momentum else None
     net = UnrolledAE(*_principal_axes(x, k), steps, grid)
     return Learner(dls, net, loss_func=nn.MSELoss(), opt_func=partial(Adam, sqr_mom=0.999, eps=1e-8), wd=0.0)
