@@ -703,6 +703,22 @@ def _check_settings(recipe, settings, verb):
     recipe.check(settings)
 
 
+_IMPORT = arg(
+    '--import',
+    dest='imports',
+    action='append',
+    metavar='FILE.py',
+    help='import this file of yours first (or a module), which registers recipes',
+)
+
+
+def _import_recipes(a):
+    from jetbook.train.recipes import import_recipes
+
+    for where in a.imports or ():
+        import_recipes(where)
+
+
 def _lr(text):
     return text if text == 'find' else _positive(text)
 
@@ -720,8 +736,10 @@ def _lr(text):
     arg('--valid', type=_fraction, default=0.15, help='fraction of jets for validation (default: 0.15)'),
     arg('--test', type=_fraction, default=0.15, help='fraction of jets for testing (default: 0.15)'),
     arg('--n-train', type=_whole(), metavar='N', help='train on N jets only'),
+    arg('--start', metavar='RUN', help='start from the weights of another run'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
     _SET,
+    _IMPORT,
     example='  jetbook train conv_ae sample:qg -o runs/ecal --channels ECAL --epochs 5 --lr 3e-3 '
     '--schedule one_cycle\n\nRun it again to resume a training that was stopped, from its last epoch.',
 )
@@ -730,6 +748,7 @@ def _train(a):
     from jetbook.train.recipes import get_recipe
     from jetbook.train.runs import train
 
+    _import_recipes(a)
     old = (Path(a.output) / 'model.safetensors').exists()
     recipe = get_recipe(a.recipe)
     settings = _settings(a.set)
@@ -748,6 +767,7 @@ def _train(a):
         a.valid,
         a.test,
         a.n_train,
+        a.start,
         progress=False,
         cbs=_bars(a)(a.recipe),
         **settings,
@@ -775,6 +795,7 @@ def _bars(a):
         choices=('test', 'valid', 'train', 'all'),
         help="part of the run's own split (default: test, to be read once), or all of another store",
     ),
+    _IMPORT,
     _JSON,
     example='  jetbook evaluate runs/ecal sample:qg --part valid',
 )
@@ -783,6 +804,7 @@ def _evaluate(a):
     import pandas as pd
     from jetbook.train.runs import Run, evaluate
 
+    _import_recipes(a)
     r = evaluate(a.run, _open(a.data) if a.data else _trained_on(Run(a.run)), a.part)
     if a.json:
         return _print_json(r)
@@ -817,6 +839,7 @@ def _trained_on(run):
         help='the table to write: jet, score, label if known; - for standard output',
     ),
     _OVERWRITE,
+    _IMPORT,
     _JSON,
     example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv\n'
     '  jetbook predict runs/tagger new.jets.h5 -o - -q',
@@ -827,6 +850,7 @@ def _predict(a):
     from jetbook.data.paths import atomic_path
     from jetbook.train.runs import Run, predict
 
+    _import_recipes(a)
     store = _open(a.store)
     run = Run(a.run)
     _check_table(a)

@@ -6,7 +6,7 @@
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'native', 'check_cell',
            'JetStore', 'raise_store_error', 'first_not_finite', 'check_columns', 'njit', 'kernel', 'Buffer',
-           'check_mapped', 'Ragged', 'show_jet', 'toy_jets']
+           'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import difflib
@@ -773,6 +773,32 @@ def select(
     return new if idx is None else new._pick(self.indices(idx))
 
 
+def join(
+    stores,  # JetStores of the same channels, size and granularity
+):  # JetStore, the jets of one after those of the other
+    "One store of the jets of several; it has the columns that all of them have"
+    stores = [s.to('cpu') for s in stores]
+    if not stores:
+        raise DataError('Nothing to join', found='no stores', expected='at least one')
+    a = stores[0]
+    for s in stores[1:]:
+        for what in ('height', 'width', 'channels', 'upsample', 'cell'):
+            found, expected = getattr(s, what), getattr(a, what)
+            if found != expected:
+                do = 'pack the files in the same way (channels, towers)'
+                raise DataError(f'Stores of different {what} cannot be joined', found, expected, do)
+    entries = {}
+    for k in a.channels:
+        offsets, pixel, value = zip(*(s.entries[k] for s in stores))
+        starts = np.cumsum([0, *(o[-1] for o in offsets)])
+        offsets = np.concatenate([[0], *(o[1:] + first for o, first in zip(offsets, starts))])
+        entries[k] = (offsets, np.concatenate(pixel), np.concatenate(value))
+    common = [k for k in a.columns if all(k in s.columns for s in stores)]
+    columns = {k: np.concatenate([s.columns[k] for s in stores]) for k in common}
+    source = ' + '.join(dict.fromkeys(s.source for s in stores))
+    return JetStore.from_entries(entries, a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
+
+
 def _take(entries, idx):
     "The entries of jets `idx` of one channel"
     offsets, pixel, value = entries
@@ -812,6 +838,28 @@ def __getitem__(
 def __iter__(self: JetStore):
     "The jets, one after the other, each as a dict"
     return (self[i] for i in range(len(self)))
+
+# %% ../../nbs/00_data.ipynb #f8f6fc68
+@kernel
+def _mix(offsets, pixel, bits, c, out):
+    "Add a hash of each entry of channel `c` to its jet's number in `out` (N,); the order does not matter"
+    for i in range(len(offsets) - 1):
+        for k in range(offsets[i], offsets[i + 1]):
+            x = np.uint64(bits[k]) << np.uint64(24) | np.uint64(pixel[k]) << np.uint64(8) | np.uint64(c)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            out[i] += x ^ (x >> np.uint64(31))
+
+
+@patch
+def twins(self: JetStore):  # int64 (N,): index of the first jet with the same entries, its own for the first
+    "Which jets are the same as an earlier one; jets without entries are left out"
+    s = self.to('cpu')
+    out = np.zeros(len(s), np.uint64)
+    for c, (offsets, pixel, value) in enumerate(s.entries.values()):
+        _mix(offsets, pixel, value.view(np.uint32), c, out)
+    first, group = np.unique(out, return_index=True, return_inverse=True)[1:]
+    return np.where(out == 0, np.arange(len(s)), first[group])
 
 # %% ../../nbs/00_data.ipynb #7ab1befa
 @patch(as_prop=True)
