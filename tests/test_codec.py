@@ -224,7 +224,7 @@ def test_the_digest_sees_settings_recipe_and_every_bit(trained, tmp_path):
     others = [digest(config, {**state, k:near}), digest({**config, 'settings':{**config['settings'], 'step':.02}}, state), digest({**config, 'recipe':'x'}, state)]
     assert len({d, *others})==4
 
-GOOD = dict(codec='x', config={}, recipe='x', model='x', jets=3, height=25, width=25, channels=['pT'], upsample=[1], layout='x', source='', columns={'y':'<f4'})
+GOOD = dict(codec='x', config={}, recipe='x', model='x', jets=3, height=25, width=25, channels=['pT'], upsample=[1], layout='x', cell=.1, source='', columns={'y':'<f4'})
 
 def header(text, crc=None): return io.BytesIO(struct.pack('<II', len(text), zlib.crc32(text) if crc is None else crc)+text)
 

@@ -95,7 +95,7 @@ def test_damaged_as_a_process(folder): refused(folder, (folder/'w.jetz').read_by
 
 @pytest.mark.parametrize('change', [dict(jets=10**15), dict(jets=-1), dict(jets=3), dict(height=10**9), dict(height=0), dict(channels=[]), dict(channels=['a/b']), dict(channels=['pT','pT'], upsample=[1,1]), dict(channels=['pT','x'], upsample=[1,1]),
     dict(upsample=[0]), dict(upsample=['5']), dict(columns={'y':'|O'}), dict(columns={'y':'<f16'}), dict(columns={'a/b':'<f4'}), dict(columns={}), dict(config=dict(step=1e9)), dict(config=dict(step='x')), dict(config=dict(stepp=.1)), dict(config=dict(run='/etc')),
-    dict(codec=None), dict(model='0'*64), dict(source=1)], ids=lambda c: json.dumps(c)[:40])
+    dict(codec=None), dict(model='0'*64), dict(source=1), dict(cell=-1.), dict(cell=float('nan')), dict(cell='0.1')], ids=lambda c: json.dumps(c)[:40])
 def test_headers_that_lie(folder, change):
     "The check sums are right, what they cover isn't"
     head,blocks = parts((folder/'w.jetz').read_bytes())

@@ -115,6 +115,6 @@ def test_profile(qg):
 
 
 def test_profile_of_dark_jets():
-    dark = JetStore.from_entries({'a': (np.zeros(3, int), np.zeros(0, int), np.zeros(0))}, 25, 25)
+    dark = JetStore.from_entries({'a': (np.zeros(3, int), np.zeros(0, int), np.zeros(0))}, 25, 25, cell=0.1)
     profile = jet_profile(dark)
     assert np.isfinite(profile.values).all() and (profile.filter(like='a ') == 0).all(axis=None)

@@ -117,6 +117,42 @@ print('same')'''
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert r.stdout.strip()=='same', r.stderr
 
+# --- the width of a pixel -----------------------------------------------------------------------------------------------
+
+def test_cells(tiny, tmp_path):
+    "A store's own, saved with it, the layout's for images of the layout's size, else unknown"
+    entries = dict(a=([0, 1], [3], [1.0]))
+    eq((toy_jets(2).cell, toy_jets(2, 'wqcd').cell, tiny.cell), (0.0174, 0.1, None))
+    eq(JetStore.from_entries(entries, 25, 25, layout='cms').cell, None)  # not the width of CMS's pixels
+    own = JetStore.from_entries(entries, 25, 25, layout='lagan', cell=0.05)
+    eq((own.cell, own[:1].cell, own.select(channels='a').cell), (0.05,) * 3)
+    eq(JetStore(own.save(tmp_path / 'own.jets.h5')).cell, 0.05)
+    eq(JetStore(tiny.save(tmp_path / 'tiny.jets.h5')).cell, None)
+    tiny.cell = 0.2
+    eq((tiny.cell, tiny.known_cell(), pickle.loads(pickle.dumps(tiny)).cell), (0.2,) * 3)
+    for wrong in (0, -0.1, float('nan'), 'wide', 100, True, [0.1]):
+        fails(lambda: setattr(tiny, 'cell', wrong), contains='No such width')
+    import h5py
+
+    with h5py.File(tmp_path / 'own.jets.h5', 'r+') as f:
+        f.attrs['cell'] = -1.0
+    fails(lambda: JetStore(tmp_path / 'own.jets.h5'), contains='the attribute cell is wrong')
+
+
+def test_a_mass_needs_the_width_of_a_pixel(tiny):
+    "It was 1.4e7 GeV for 118, without a word"
+    from jetbook.data.observables import jet_mass, jet_profile, observables, particles
+
+    assert 'width of a pixel: unknown' in repr(tiny) and 'unknown' not in repr(toy_jets(2)).split('source')[0]
+    for fn in (observables, jet_profile, particles):
+        fails(lambda: fn(tiny), contains="store.cell = 0.1")
+    assert jet_mass(particles(tiny, cell=0.1))[0] > 0
+    tiny.cell = 0.1
+    same(observables(tiny).mass, jet_mass(particles(tiny, cell=0.1)))
+    tiny.cell = None
+    tiny.show(0)  # in pixels
+
+
 # --- picking ----------------------------------------------------------------------------------------------------------
 
 def test_select(tiny):

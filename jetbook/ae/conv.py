@@ -137,7 +137,7 @@ def _draw(ax, image, top, vmin, cell):
     "One image (H, W) on a logarithmic colour scale from `vmin * top` to `top`"
     from matplotlib.colors import LogNorm
 
-    h, w = (n * cell / 2 for n in image.shape)
+    h, w = (n * (cell or 1) / 2 for n in image.shape)
     ax.imshow(
         image.numpy().clip(top * vmin),
         norm=LogNorm(top * vmin, top),
@@ -150,7 +150,7 @@ def _draw(ax, image, top, vmin, cell):
 
 def show_reconstructions(
     images: dict,  # row title -> (B, H, W) images, e.g. original and reconstructed
-    cell: float = 1.0,  # width of a pixel in eta and phi
+    cell: float = None,  # width of a pixel in eta and phi; default: not known
     title: str = '',  # title of the figure
     vmin: float = 1e-3,  # lower end of the colour scale, as a share of the largest original pixel
 ):  # matplotlib figure
@@ -171,9 +171,9 @@ def show_reconstructions(
     for row, (name, xs) in zip(axs, images.items()):
         for ax, x, t in zip(row, xs, top):
             _draw(ax, x, t, vmin, cell)
-        row[0].set_ylabel(f'{name}\n' + (r'$\eta$' if cell != 1 else 'row'))
+        row[0].set_ylabel(f'{name}\n' + (r'$\eta$' if cell else 'row'))
     for ax in axs[-1]:
-        ax.set_xlabel(r'$\phi$' if cell != 1 else 'column')
+        ax.set_xlabel(r'$\phi$' if cell else 'column')
     if title:
         fig.suptitle(title)
     return fig

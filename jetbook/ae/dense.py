@@ -121,7 +121,7 @@ def image_in_out(
 ):  # pandas.DataFrame as from `in_out`
     "Jets before and after some code, from their images"
     x = store.images(idx)
-    res = pt_mass_before_after(x, pred, store.cell)
+    res = pt_mass_before_after(x, pred, store.known_cell())
     res['mse'] = (x - pred).square().mean((1, 2, 3))
     signal = store.columns[store.label_column][idx]
     return pd.DataFrame(dict(jet=np.asarray(idx), signal=signal, **{k: v.numpy() for k, v in res.items()}))
@@ -377,6 +377,6 @@ def unrolled_ae(
         lo, hi = (n + 4 * momentum for n in (1, store.width**2))
         raise ConfigError('The code is too small or too large', found=bottleneck, expected=f'{lo} to {hi}')
     x = dls.train.dataset.images(dls.train.idx[:20000]).flatten(1).cpu().numpy()
-    grid = momentum_grid(store.width, store.cell) if momentum else None
+    grid = momentum_grid(store.width, store.known_cell('Exact momentum')) if momentum else None
     net = UnrolledAE(*_principal_axes(x, k), steps, grid)
     return Learner(dls, net, loss_func=nn.MSELoss(), opt_func=partial(Adam, sqr_mom=0.999, eps=1e-8), wd=0.0)

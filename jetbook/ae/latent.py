@@ -57,7 +57,7 @@ def traverse(
         z[i, :, u] = torch.tensor(steps)
     model = learn.model.eval()
     x = model.decode(z.flatten(0, 1).to(next(model.parameters()).device))[:, channel].cpu()
-    return _plot_walks(x.unflatten(0, z.shape[:2]), units, steps, store.cell)
+    return _plot_walks(x.unflatten(0, z.shape[:2]), units, steps, store.cell or 1.0)
 
 # %% ../../nbs/03a_latent.ipynb #1760f91e
 def _packed(x, like):
@@ -68,7 +68,9 @@ def _packed(x, like):
         v = F.avg_pool2d(x[:, c : c + 1], u).flatten(1).cpu().numpy()
         b, p = v.nonzero()
         entries[k] = (np.searchsorted(b, np.arange(len(v) + 1)), p, v[b, p])
-    return JetStore.from_entries(entries, like.height, like.width, like.upsample, {}, '', like.layout)
+    return JetStore.from_entries(
+        entries, like.height, like.width, like.upsample, {}, '', like.layout, like.cell
+    )
 
 
 def _joined(stores, source):
@@ -80,7 +82,7 @@ def _joined(stores, source):
         starts = np.cumsum([0] + [o[-1] for o in offsets])
         offsets = np.concatenate([[0], *(o[1:] + s for o, s in zip(offsets, starts))])
         entries[k] = (offsets, np.concatenate(pixels), np.concatenate(values))
-    return JetStore.from_entries(entries, a.height, a.width, a.upsample, {}, source, a.layout)
+    return JetStore.from_entries(entries, a.height, a.width, a.upsample, {}, source, a.layout, a.cell)
 
 
 def _borrow_scale(y, store, seed):
@@ -230,4 +232,5 @@ def independent_jets(
         at = np.lexsort((p[order], jet))
         entries[k] = (np.searchsorted(jet[at], np.arange(n + 1)), p[order][at], v[order][at])
     source = 'pixels dealt out anew'
-    return JetStore.from_entries(entries, store.height, store.width, store.upsample, {}, source, store.layout)
+    geometry = (store.height, store.width, store.upsample)
+    return JetStore.from_entries(entries, *geometry, {}, source, store.layout, store.cell)

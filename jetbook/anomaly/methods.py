@@ -1074,8 +1074,8 @@ def show_most_anomalous(
 
     top = min(top, len(df))
     fig, axs = plt.subplots(2, top, figsize=(1.35 * top + 0.8, 3.6), layout='constrained', squeeze=False)
-    half = store.height * store.cell / 2
-    side, name = ('row', 'column') if store.cell == 1 else (r'$\eta$', r'$\phi$')
+    half = store.height * (store.cell or 1.0) / 2
+    side, name = ('row', 'column') if store.cell is None else (r'$\eta$', r'$\phi$')
     for row, ids in zip(axs, (df.index[:top], df.index[::-1][:top])):
         images = store.images(np.asarray(ids)).sum(1).cpu().numpy()
         for ax, i, img in zip(row, ids, images):

@@ -8,6 +8,7 @@ __all__ = ['with_seed', 'compare_methods', 'supervised', 'comparison_table', 'co
 
 # %% ../../nbs/06f_search.ipynb #28b038f6
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -15,11 +16,13 @@ import pandas as pd
 import torch
 from sklearn.base import clone
 from tqdm.auto import tqdm
-from ..data.store import ConfigError, JetStore
+from ..data.store import ConfigError, DataError, JetStore
+from ..data.paths import locked, output_folder
 from ..data.observables import jet_profile
 from ..data.loaders import split
 from ..train.recipes import recipes
-from ..train.training import load_tensors, save_tensors
+from ..train.runs import fingerprint
+from ..train.training import load_tensors, read_json, save_tensors, write_json
 from ..taggers.compare import auc_samples, boosted_tree
 from jetbook.anomaly.methods import (
     anomaly_method,
@@ -72,38 +75,95 @@ def _direction(store, background, part, n_train):
     return _Direction(store, 1 - k, y, np.sort(b), sp.train[y[sp.train] == 1], getattr(sp, part), aside)
 
 
-def _fit_and_score(method, jets, seed, signal_share, place):
+@dataclass
+class _Fit:
+    "One fit of one method"
+
+    method: object  # an estimator, not fitted
+    name: str
+    seed: int
+    jets: _Direction
+    signal_share: float  # of anomalies in a mixture
+    part: str  # which part is scored
+    out: Path  # folder of the comparison
+
+    @property
+    def folder(self):
+        return self.out / re.sub(r'[\s/\\]', '_', f'{self.name}-{self.seed}')
+
+    @property
+    def file(self):
+        "Where the scores are kept"
+        return self.folder / f'scores-{self.part}.safetensors'
+
+    @property
+    def what(self):
+        "What is fitted, to what"
+        return f'{self.method!r}, {len(self.jets.train)} jets, {self.signal_share:g} of signal in mixtures'
+
+
+def _fit_and_score(fit):
     "Fit a method, save it if it is registered, and return its scores as tensors"
+    method, jets = with_seed(fit.method, fit.seed), fit.jets  # `fit` keeps the one that is not fitted
     mixture = None
     train = jets.train
     if 'mixture' in inspect.signature(method.fit).parameters:
         idx = np.concatenate([jets.train, jets.signal_train])
-        train, mixed = mix(jets.store, signal_share, jets.signal, idx, seed)
+        train, mixed = mix(jets.store, fit.signal_share, jets.signal, idx, fit.seed)
         mixture = jets.store.select(mixed)
-    fit_method(method, jets.store.select(train), place.parent / 'trainings', mixture=mixture)
+    fit_method(method, jets.store.select(train), fit.out / 'trainings', mixture=mixture)
     if hasattr(method, 'made_by'):
-        save_method(method, place)
+        save_method(method, fit.folder)
     s = anomaly_score(method, jets.store, np.concatenate([jets.scored, jets.aside]))
     n = len(jets.scored)
     arrays = dict(jet=jets.scored, y=jets.y[jets.scored], score=s[:n], aside=s[n:])
     return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 # %% ../../nbs/06f_search.ipynb #5c2dec9f
-def _scores_of(method, jets, seed, signal_share, part, place):
-    "Scores of one fit as a dict of arrays: read if they exist, otherwise computed and saved"
-    f = place / f'scores-{part}.safetensors'
-    what = f'{method!r}, {len(jets.train)} jets, {signal_share:g} of signal in mixtures'
-    if not f.exists():
-        save_tensors(f, _fit_and_score(method, jets, seed, signal_share, place), dict(method=what))
-    arrays, kept = load_tensors(f)
+def _check_search(out, facts):
+    "Is the folder one of this search? That of another is refused"
+    if not (out / 'search.json').exists():
+        return False
+    was = read_json(out / 'search.json')
+    if diff := [k for k in facts if was.get(k) != facts[k]]:
+        found, expected = ('; '.join(f'{k}={d.get(k)}'[:80] for k in diff) for d in (was, facts))
+        raise ConfigError('The folder holds another search', found, expected, 'choose another folder')
+    return True
+
+
+def _read_scores(file, what):
+    "Scores of one fit as a dict of arrays, if they are those of `what`"
+    arrays, kept = load_tensors(file)
     if kept.get('method') != what:
-        raise ConfigError(
-            f'{place.name} was made with other settings',
-            found=str(kept.get('method'))[:200],
-            expected=what[:200],
-            do='choose another folder',
-        )
+        name, found = file.parent.name, str(kept.get('method'))[:200]
+        do = 'choose another folder'
+        raise ConfigError(f'{name} was made with other settings', found=found, expected=what[:200], do=do)
+    want = dict(jet=torch.int64, y=torch.int64, score=torch.float64, aside=torch.float64)
+    sound = {k: v.dtype for k, v in arrays.items()} == want and all(v.ndim == 1 for v in arrays.values())
+    if not sound or not all(v.isfinite().all() for v in arrays.values()):
+        raise DataError(f'{file.name} holds no scores', found=', '.join(arrays), do=f'delete {file}')
     return {k: v.numpy() for k, v in arrays.items()}
+
+
+def _check_wanted(methods, seeds, part, n_train):
+    "Refuse a comparison of nothing"
+    if not (methods and seeds):
+        found = f'{len(methods)} methods, {len(seeds)} seeds'
+        raise ConfigError('There is nothing to compare', found=found, expected='one or more of both')
+    if part not in ('valid', 'test'):
+        raise ConfigError('No such part to score', found=part, expected="'valid' or 'test'")
+    if n_train is not None and n_train < 20:
+        raise ConfigError('Too few jets to learn from', found=f'n_train={n_train}', expected='at least 20')
+
+
+def _make_missing(fits, out, facts, progress):
+    "Fit and score what is missing in a folder, under its lock"
+    with locked(out):
+        if not _check_search(out, facts):
+            write_json(out / 'search.json', facts)
+        for fit in tqdm(fits, disable=not progress):
+            if not fit.file.exists():
+                save_tensors(fit.file, _fit_and_score(fit), dict(method=fit.what))
 
 
 def compare_methods(
@@ -120,12 +180,22 @@ def compare_methods(
     "Fit and score methods for one direction"
     if methods is None:
         methods = {name: anomaly_method(name) for name in recipes('anomaly').index}
+    seeds = list(seeds)
+    _check_wanted(methods, seeds, part, n_train)
     jets = _direction(store, background, part, n_train)
+    out = output_folder(out, 'search.json')
+    fits = [
+        _Fit(with_seed(methods[k], s), k, s, jets, signal_share, part, out) for k in methods for s in seeds
+    ]
+    facts = dict(format='jetbook-search', version=1, store=fingerprint(store)['digest'], source=store.source)
+    facts['background'] = str(store.classes[1 - jets.signal])
+    _check_search(out, facts)
+    done = [_read_scores(fit.file, fit.what) for fit in fits if fit.file.exists()]  # or what does not fit
+    if len(done) < len(fits):
+        _make_missing(fits, out, facts, progress)
     res = {name: [] for name in methods}
-    for name, seed in tqdm([(n, s) for n in methods for s in seeds], disable=not progress):
-        place = Path(out) / f'{name}-{seed}'.replace(' ', '_')
-        method = with_seed(methods[name], seed)
-        res[name].append(dict(seed=seed, **_scores_of(method, jets, seed, signal_share, part, place)))
+    for fit in fits:
+        res[fit.name].append(dict(seed=fit.seed, **_read_scores(fit.file, fit.what)))
     return res
 
 # %% ../../nbs/06f_search.ipynb #d4307b9f

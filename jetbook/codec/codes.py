@@ -120,7 +120,7 @@ def _particles(store, lv, values):
     up = store.upsample[store.channels[0]]
     h = store.height // up
     w = store.width // up
-    eta, phi = eta_phi(lv.pixel // w, lv.pixel % w, h, w, store.cell * up)
+    eta, phi = eta_phi(lv.pixel // w, lv.pixel % w, h, w, store.known_cell() * up)
     return Ragged(lv.offsets, pt=np.asarray(values, np.float64), eta=eta, phi=phi)
 
 

@@ -504,6 +504,7 @@ def _header(run, codec, store):
         channels=list(store.channels),
         upsample=[store.upsample[k] for k in store.channels],
         layout=store.layout,
+        cell=store.cell or 0.0,
         source=store.source,
         columns={k: v.dtype.newbyteorder('<').str for k, v in sorted(store.columns.items())},
     )
@@ -591,6 +592,7 @@ _KINDS = dict(
     channels=list,
     upsample=list,
     layout=str,
+    cell=float,
     source=str,
     columns=dict,
 )
@@ -607,6 +609,7 @@ def _check_header(h, name):
     channels = h['channels']
     names = all(isinstance(k, str) for k in channels) and len(set(map(str, channels))) == len(channels)
     towers = all(type(u) is int and 1 <= u <= 2**16 for u in h['upsample'])
+    names &= 0 <= h['cell'] < 10
     if not (0 <= h['jets'] < 2**32 and 1 <= len(channels) == len(h['upsample']) <= 64 and names and towers):
         raise _damaged(name, 'impossible values in the header')
 
@@ -743,6 +746,7 @@ def _assemble(head, blocks, name):
         {k: v.astype(v.dtype.newbyteorder('=')) for k, v in cols.items()},
         head['source'],
         head['layout'] if head['layout'] in LAYOUTS else 'array',
+        head['cell'] or None,
     )
 
 # %% ../../nbs/02d_codec.ipynb #437ab955
@@ -856,7 +860,7 @@ def latent_points(
     z = c.latents(x)
 
     def _res(z):
-        return image_residuals(x, c.images(z, codec.shape), store.cell)
+        return image_residuals(x, c.images(z, codec.shape), store.known_cell())
 
     exact = _res(z)
     zipped = len(zlib.compress(z.tobytes(), 9)) / len(store)

@@ -29,6 +29,7 @@ from jetbook.data.paths import (
     os_problem,
 )
 from jetbook.data.store import (
+    check_cell,
     ConfigError,
     DataError,
     JetbookError,
@@ -316,6 +317,7 @@ def write_header(
     channels,  # C names, in image order
     source: str,  # where the jets are from
     layout: str,  # a key of `LAYOUTS`
+    cell: float = None,  # width of a pixel in eta and phi; default: not known, or the layout's
 ):
     "Write a store's root attributes, all but `complete`"
     f.attrs.update(dict(version=VERSION, height=height, width=width))
@@ -323,6 +325,8 @@ def write_header(
     for k, v in said.items():
         f.attrs[k] = np.bytes_(printable(v).encode())
     f.attrs['channels'] = np.array([k.encode() for k in channels])
+    if check_cell(cell) is not None:
+        f.attrs['cell'] = float(cell)
 
 # %% ../../nbs/00b_hdf5.ipynb #7f5a5161
 def _said_sum(ds):
@@ -388,7 +392,7 @@ def save(
     "Write the store to `path`, atomically"
     s = self.to('cpu')
     with new_h5(path, **NEW_H5) as f:
-        write_header(f, s.height, s.width, s.channels, s.source, s.layout)
+        write_header(f, s.height, s.width, s.channels, s.source, s.layout, s.cell)
         for k, (offsets, pixel, value) in s.entries.items():
             value = _rounded(k, value, value_dtype)
             g = f.create_group(k)
@@ -431,6 +435,11 @@ def _read_header(f, name):
         if not isinstance(a[k], t):
             raise_store_error(f'{name}: the attribute {k} is missing or wrong', a[k], t.__name__)
     _check_version(f, name, a['version'])
+    a['cell'] = h5_attr(f, 'cell')
+    try:
+        check_cell(a['cell'])
+    except ConfigError:
+        raise_store_error(f'{name}: the attribute cell is wrong', a['cell'], 'a width in eta and phi')
     a['channels'] = list(map(str, a['channels']))
     if len(set(a['channels'])) != len(a['channels']):
         raise_store_error(f'{name}: channels have the same name', a['channels'], 'different names')
@@ -470,6 +479,7 @@ def _read_store(path, mmap):
         s.source = printable(a['source'])
         s.created_by = printable(a['created_by'])
         s.layout = a['layout'] if a['layout'] in LAYOUTS else 'array'
+        s.cell = a['cell']
         s.device = 'cpu'
         s.origin = _origin(path, mmap)
         s.upsample = {k: h5_attr(f[k], 'upsample') for k in names}

@@ -566,7 +566,7 @@ def _draw(images, channels, titles, cell):
         for r, a in enumerate(rows[:, 0]):
             a.set_ylabel(
                 (name if k == 1 else f'{name} {("original", "reconstructed")[r]}')
-                + (', $\\eta$' if cell != 1 else '')
+                + (', $\\eta$' if cell else '')
             )
     for a in axs.flatten():
         a.label_outer()

@@ -11,7 +11,7 @@ __all__ = ['RINGS', 'ANGULARITIES', 'HARD', 'eta_phi', 'wrap_phi', 'particles', 
 import numpy as np
 import pandas as pd
 import torch
-from .store import ConfigError, DataError, JetStore, njit, Ragged
+from .store import check_cell, ConfigError, DataError, JetStore, njit, Ragged
 
 # %% ../../nbs/00e_observables.ipynb #a7eeb355
 def eta_phi(
@@ -38,7 +38,7 @@ def particles(
     jets,  # a JetStore, or images (B, C, H, W) as tensor or array
     idx: np.ndarray = None,  # indices of the jets (N,); default: all
     channels: list = None,  # names of the channels to take (indices for images); default: all
-    cell: float = None,  # width of a pixel in eta and phi; a store knows it
+    cell: float = None,  # width of a pixel in eta and phi; default: the store's
     threshold: float = None,  # drop entries at or below this value: all pixels of a network's output are lit
 ):  # Ragged of pt (unit of the pixels), eta, phi: (n,) each
     "The constituents of jets: a store's entries, or the lit pixels of images"
@@ -54,8 +54,9 @@ def particles(
 def _from_store(store, idx, channels, cell, threshold):
     if channels is not None:
         store = store.select(channels=channels)
+    cell = store.known_cell('The momentum of a jet') if cell is None else check_cell(cell)
     c = store.clouds(idx)
-    eta, phi = eta_phi(c.row, c.col, store.height, store.width, store.cell if cell is None else cell)
+    eta, phi = eta_phi(c.row, c.col, store.height, store.width, cell)
     area = np.array([store.upsample[k] ** 2 for k in store.channels])
     p = Ragged(c.offsets, pt=c.value.astype(np.float64) * area[c.channel], eta=eta, phi=phi)
     return p if threshold is None else p.keep(c.value > threshold)
@@ -499,6 +500,6 @@ def jet_profile(
     out = np.zeros((len(obs), len(store.channels), len(names)))
     area = np.array([store.upsample[k] ** 2 for k in store.channels], float)
     settings = map(np.array, (RINGS, ANGULARITIES, HARD))
-    _profile(c.row, c.col, c.channel, c.value, c.offsets, area, float(store.cell), *settings, out)
+    _profile(c.row, c.col, c.channel, c.value, c.offsets, area, store.known_cell(), *settings, out)
     columns = [f'{k} {n}' for k in store.channels for n in names]
     return pd.concat([obs, pd.DataFrame(out.reshape(len(obs), -1), obs.index, columns)], axis=1)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
-           'ConfigError', 'MissingExtra', 'require', 'native', 'JetStore', 'raise_store_error', 'first_not_finite',
-           'check_columns', 'njit', 'kernel', 'Buffer', 'check_mapped', 'Ragged', 'show_jet', 'toy_jets']
+           'ConfigError', 'MissingExtra', 'require', 'native', 'check_cell', 'JetStore', 'raise_store_error',
+           'first_not_finite', 'check_columns', 'njit', 'kernel', 'Buffer', 'check_mapped', 'Ragged', 'show_jet',
+           'toy_jets']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import difflib
@@ -91,15 +92,17 @@ def require(
         ) from e
 
 # %% ../../nbs/00_data.ipynb #12ea2152
-Layout = namedtuple('Layout', 'image label channels classes cell signed columns')
+Layout = namedtuple('Layout', 'image label channels classes cell signed columns side')
 Layout.__doc__ = """A known file layout: key of the images, label column, channel names, names of class 0 and 1,
-width of a pixel in eta and phi, channels that may be negative, columns"""
+width of a pixel in eta and phi, channels that may be negative, columns, side of the images that `cell` is for"""
 _LAGAN = 'signal jet_pt jet_eta jet_phi jet_mass jet_delta_R tau_1 tau_2 tau_3 tau_21 tau_32'
 LAYOUTS = dict(
-    cms=Layout('X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('gluon', 'quark'), 0.0174, (), ('y', 'pt', 'm0')),
-    lagan=Layout('image', 'signal', ('pT',), ('QCD', 'W'), 0.1, (), tuple(_LAGAN.split())),
-    egamma=Layout('X', 'y', ('energy', 'time'), ('class 0', 'class 1'), 0.0174, ('time',), ('y',)),
-    array=Layout(None, 'y', None, ('class 0', 'class 1'), 1.0, (), ()),
+    cms=Layout(
+        'X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('gluon', 'quark'), 0.0174, (), ('y', 'pt', 'm0'), 125
+    ),
+    lagan=Layout('image', 'signal', ('pT',), ('QCD', 'W'), 0.1, (), tuple(_LAGAN.split()), 25),
+    egamma=Layout('X', 'y', ('energy', 'time'), ('class 0', 'class 1'), 0.0174, ('time',), ('y',), 32),
+    array=Layout(None, 'y', None, ('class 0', 'class 1'), None, (), (), None),
 )
 
 # %% ../../nbs/00_data.ipynb #491ccecb
@@ -111,6 +114,17 @@ def native(
     if v.dtype.kind == 'f' and v.dtype.itemsize > 8:
         return v.astype(np.float64)
     return v.astype(v.dtype.newbyteorder('='), copy=False)
+
+
+def check_cell(
+    value,  # width of a pixel in eta and phi; None: not known
+):  # float, or None
+    "Refuse what is no width of a pixel"
+    if value is None:
+        return None
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)) or not 0 < value < 10:
+        raise ConfigError('No such width of a pixel', found=value, expected='a number, such as 0.0174 or 0.1')
+    return float(value)
 
 
 # methods of a store that are defined in modules of other chapters
@@ -125,6 +139,7 @@ class JetStore:
     "Jet images of `height` x `width` in named `channels`, packed: the non-zero entries alone, with per-jet `columns`"
 
     origin = None  # the file the jets are from
+    _cell = None
 
     @classmethod
     def from_entries(
@@ -136,6 +151,7 @@ class JetStore:
         columns: dict = None,  # column name -> array (N,)
         source: str = '',  # where the jets are from
         layout: str = 'array',  # a key of `LAYOUTS`
+        cell: float = None,  # width of a pixel in eta and phi; default: the layout's, for images of its size
     ):  # JetStore
         "A store from packed arrays"
         types = ('int64', 'uint16', 'float32')
@@ -147,6 +163,7 @@ class JetStore:
         self.columns = {k: native(v) for k, v in (columns or {}).items()}
         self.source = printable(source)
         self.layout = layout
+        self.cell = cell
         self.created_by = f'jetbook {__version__}'
         self.path = None
         self.mmap = False
@@ -157,6 +174,17 @@ class JetStore:
         import jetbook.data.hdf5  # defines the method that opens a file
 
         JetStore.__init__(self, path, mmap)
+
+    @property
+    def cell(self):
+        "Width of a pixel in eta and in phi; None where it is not known"
+        layout = LAYOUTS[self.layout]
+        usual = layout.cell if self.height == self.width == layout.side else None
+        return self._cell or usual
+
+    @cell.setter
+    def cell(self, value):
+        self._cell = check_cell(value)
 
     def __getattr__(self, name):
         for module, names in _ELSEWHERE.items():
@@ -266,12 +294,6 @@ def channels(self: JetStore):
     return tuple(self.entries)
 
 
-@patch(as_prop=True)
-def cell(self: JetStore):
-    "Width of a pixel in eta and in phi"
-    return LAYOUTS[self.layout].cell
-
-
 @patch
 def column_name(
     self: JetStore,
@@ -279,6 +301,19 @@ def column_name(
 ):  # str, or None where the store has no such column
     "The name, of those in `ALIASES`, under which the store holds a column"
     return next((k for k in ALIASES[meaning] if k in self.columns), None)
+
+
+@patch
+def known_cell(
+    self: JetStore,
+    what: str = 'The mass',  # what needs it, for the error
+):  # float
+    "Width of a pixel in eta and phi; an error where it is not known"
+    if self.cell is None:
+        do = 'set it (store.cell = 0.1), or pack with cell=0.1 (--cell 0.1)'
+        found = f'{self.height}x{self.width} images of layout {self.layout!r}'
+        raise DataError(f'{what} needs the width of a pixel', found, 'a width in eta and phi', do)
+    return self.cell
 
 
 @patch(as_prop=True)
@@ -805,6 +840,11 @@ def __repr__(self: JetStore):
             f'{size}, {factor}{" (memory-mapped)" if self.mmap else ""}',
             f'columns: {_listed(self.columns)}',
             f'source: {printable(self.source or "unknown", 1000)}',
+            *(
+                ['width of a pixel: unknown, so no masses (store.cell = 0.1 sets it)']
+                if not self.cell
+                else []
+            ),
         ]
     )
 
@@ -826,7 +866,7 @@ def _repr_html_(self: JetStore):
 def show_jet(
     image,  # (C, H, W) intensities
     channels,  # C names
-    cell: float = 1.0,  # width of a pixel
+    cell: float = None,  # width of a pixel in eta and phi; default: not known
     title: str = '',  # title of the figure
     axs=None,  # C axes to draw on; default: a new figure
     vmin: float = None,  # lower end of the scale; default: 1e-4 of the upper
@@ -841,12 +881,12 @@ def show_jet(
         axs = plt.subplots(1, len(x), figsize=size, layout='constrained', squeeze=False)[1][0]
     vmax = max(float(x.max()), 1e-12)
     norm = LogNorm(vmin or vmax * 1e-4, vmax)
-    h, w = np.array(x.shape[1:]) * cell / 2
+    h, w = np.array(x.shape[1:]) * (cell or 1) / 2
     for a, c, name in zip(axs, x, channels):
         im = a.imshow(np.where(c > 0, c, np.nan), norm=norm, extent=(-w, w, -h, h), origin='lower')
-        a.set(title=name, xlabel=r'$\phi$' if cell != 1 else 'column')
+        a.set(title=name, xlabel=r'$\phi$' if cell else 'column')
         a.set_facecolor('#f4f4f6')
-    axs[0].set_ylabel(r'$\eta$' if cell != 1 else 'row')
+    axs[0].set_ylabel(r'$\eta$' if cell else 'row')
     axs[0].figure.colorbar(im, ax=list(axs), shrink=0.8, label='intensity')
     if title:
         axs[0].figure.suptitle(title)

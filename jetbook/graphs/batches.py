@@ -312,7 +312,7 @@ def show_graph(
     pos = np.stack(node_eta_phi(nodes), 1)
     kind = nodes.value.argmax(1)
     ax = _draw_graph(pos, node_intensity(nodes), index, ax, title, kind, store.channels)
-    half = np.array([store.width, store.height]) * store.cell / 2
+    half = np.array([store.width, store.height]) * (store.cell or 1.0) / 2
     ax.set(xlim=(-half[0], half[0]), ylim=(-half[1], half[1]))
     return ax
 

@@ -77,7 +77,7 @@ def native_nodes(
     row, col, value = np.empty(n, np.float32), np.empty(n, np.float32), np.zeros((n, len(up)), np.float32)
     entries = (cloud.row, cloud.col, cloud.channel, cloud.value)
     _native(entries, cloud.offsets, up, store.width, row, col, value)
-    nodes = _nodes(row, col, value, cloud.offsets, (store.height, store.width), store.cell)
+    nodes = _nodes(row, col, value, cloud.offsets, (store.height, store.width), store.cell or 1.0)
     return _filled(_brightest(_above(nodes, threshold), max_nodes))
 
 
@@ -222,7 +222,7 @@ def pixel_nodes(
     size2 = (resize, resize) if resize else size
     wanted = (*_scale(normalise, len(store.channels)), np.float32(threshold), rule == 'sum')
     row, col, value, offsets = _lit_pixels(store, store.clouds(idx), size, size2, wanted)
-    nodes = _nodes(row, col, value, offsets, size2, store.cell * size[0] / size2[0])
+    nodes = _nodes(row, col, value, offsets, size2, (store.cell or 1.0) * size[0] / size2[0])
     return _filled(_brightest(nodes, max_nodes))
 
 

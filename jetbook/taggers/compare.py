@@ -73,6 +73,16 @@ def baselines(
     }
 
 # %% ../../nbs/05c_taggers.ipynb #768ea2e9
+def _classifiers(recipes, part):
+    "Arguments of `train` by recipe; what cannot be compared is refused before anything is trained"
+    if part not in ('test', 'valid', 'train'):
+        raise ConfigError('No such part', found=part, expected="'test', 'valid' or 'train'")
+    wanted = recipes if isinstance(recipes, dict) else {k: {} for k in recipes}
+    for k, a in wanted.items():
+        get_recipe(a.get('recipe', k), 'classify')
+    return wanted
+
+
 def compare_recipes(
     store: JetStore,  # N jets, or the path of a packed store
     recipes,  # names of recipes, or dict of name -> arguments of `train`
@@ -86,11 +96,7 @@ def compare_recipes(
 ):  # list of Runs
     "Train recipes on the same jets and score them; a dict may name its recipe as `recipe=`"
     store = as_store(store)
-    wanted = recipes if isinstance(recipes, dict) else {k: {} for k in recipes}
-    if part not in ('test', 'valid', 'train'):
-        raise ConfigError('No such part', found=part, expected="'test', 'valid' or 'train'")
-    for k, a in wanted.items():
-        get_recipe(a.get('recipe', k), 'classify')  # check all names before training
+    wanted = _classifiers(recipes, part)
     runs = []
     for seed in seeds:
         for name, own in wanted.items():
