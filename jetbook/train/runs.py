@@ -30,7 +30,7 @@ from fastcore.foundation import L
 from torch import nn
 from tqdm.auto import tqdm
 from .. import __version__
-from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore, LAYOUTS
+from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore
 from ..data.paths import atomic_path, locked, output_folder, read_text, remove_dead
 from ..data.loaders import jet_keys, split, Split
 from ..losses import image_pt_mass
@@ -210,6 +210,7 @@ def fingerprint(
         channels=list(s.channels),
         upsample=dict(s.upsample),
         layout=s.layout,
+        cell=s.cell,
         columns=sorted(s.columns),
         source=s.source,
         digest=h.hexdigest(),
@@ -264,7 +265,8 @@ def _like(d, n=64):
         entries = {k: _toy_entries(h * w // up[k] ** 2, n, rng) for k in names}
         labels = ALIASES['label']
         cols = {str(k): np.arange(n) % 2 if k in labels else rng.uniform(60, 100, n) for k in d['columns']}
-        return JetStore.from_entries(entries, h, w, up, cols, 'toy jets: random numbers', str(d['layout']))
+        source = 'toy jets: random numbers'
+        return JetStore.from_entries(entries, h, w, up, cols, source, str(d['layout']), d['cell'])
     except FROM_BELOW as e:
         found = f'{type(e).__name__}: {e}'[:200]
         raise ConfigError('The run does not describe its jets', found=found) from e
@@ -287,6 +289,7 @@ _RUN = dict(
         channels=list,
         upsample=dict,
         layout=(str, _OR_NULL),
+        cell=(float, int, _OR_NULL),
         columns=list,
         source=(str, _OR_NULL),
         digest=str,
@@ -597,6 +600,7 @@ def _begin(out, config, learn):
 
 
 def _already(run, progress):
+    _tidy(run)
     if progress:
         print(f'{run.name} is already trained: {len(run.history)} epochs')
     return run
@@ -647,12 +651,21 @@ def _fit(learn, run, progress, cbs):
         stack.enter_context(_in_our_words())
         learn.fit(c['epochs'], cbs=[sched, ck, Replay(list(ck.rows)), *L(cbs)], start_epoch=ck.first)
     _finish(learn, run, ck.rows, epoch_of(learn.model, ck))
-    remove_dead(file)
-    file.unlink(missing_ok=True)
-    with suppress(OSError):  # something else lies there
-        file.parent.rmdir()
+    _tidy(run)
     _save_plots(learn, run)
     return run
+
+
+def _tidy(run):
+    "Remove the checkpoint of a complete run, and what a process that was killed left of its pictures"
+    file = run.path / 'checkpoint' / 'last.safetensors'
+    with suppress(OSError):  # the folder is read-only, or something else lies there
+        for k in ('losses', 'lr', 'results'):
+            remove_dead(run.path / f'{k}.png')
+        if file.parent.is_dir():
+            remove_dead(file)
+            file.unlink(missing_ok=True)
+            file.parent.rmdir()
 
 
 def _finish(learn, run, rows, epoch):
@@ -894,7 +907,7 @@ def reconstruction_errors(
     dl,  # loader of the jets
 ):  # (metrics, arrays of one number per jet)
     "Errors as the network sees the images; transverse momentum and mass after undoing the transforms"
-    cell = None if dl.dataset.cell == 1 else dl.dataset.cell
+    cell = dl.dataset.cell
     seen = ReconstructionMeter(dl.channels)
     real = ReconstructionMeter(dl.channels, cell)
     per_jet = []
@@ -936,9 +949,8 @@ def _check_geometry(run, store, spec):
 
     size, expected = (f'{h}x{w} pixels' for h, w in ((store.height, store.width), (d['height'], d['width'])))
     want('Jets of another size', size, expected, 'score jets of the same detector')
-    cell = getattr(LAYOUTS.get(d['layout']), 'cell', None)
-    do = f"pack these jets with layout='{d['layout']}'"
-    want('Pixels of another width in eta and phi', store.cell, cell, do)
+    do = f'if it is right, say so: store.cell = {d["cell"]}, or pack these jets with --cell {d["cell"]}'
+    want('Pixels of another width in eta and phi', store.cell, d['cell'], do)
     if spec is not None and spec.nodes == 'native':
         up = {k: d['upsample'][k] for k in store.channels}
         want('Another granularity', store.upsample, up, 'pack both files with the same `towers`')
