@@ -322,9 +322,38 @@ _STORE = arg('-o', '--output', required=True, metavar='STORE', help='the packed 
 _OVERWRITE = arg('--overwrite', action='store_true', help='replace an existing file')
 _SOURCE = [
     arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
+    arg('--image', metavar='KEY', help="key of the images, if it is not the layout's"),
     arg('--channels', metavar='A,B,…', help="channel names, if they are not the layout's"),
-    arg('--label', metavar='NAME', help="column with the class, 0 or 1, if it is not the layout's"),
+    arg(
+        '--channels-first',
+        action=argparse.BooleanOptionalAction,
+        help='are images (C, H, W) or (H, W, C)? default: recognised by their shape',
+    ),
+    arg(
+        '--label',
+        metavar='NAME[=VALUE]',
+        help="column with the class, if it is not the layout's, and the value that is class 1",
+    ),
 ]
+_HOW = [
+    arg(
+        '--negative',
+        choices=('raise', 'zero', 'keep'),
+        help='what to do with negative pixels; default: keep in signed channels, else raise',
+    ),
+    arg(
+        '--bad',
+        choices=('error', 'drop', 'keep'),
+        default='error',
+        help='jets with values that are not finite, or impossible labels: stop, leave out or keep (default: error)',
+    ),
+]
+
+
+def _source(a):
+    "What the options say of a source"
+    keys = ('layout', 'image', 'channels_first', 'label')
+    return dict(channels=_names(a.channels), **{k: getattr(a, k) for k in keys})
 
 
 def _plain(o):
@@ -457,7 +486,7 @@ def _size(path):
         type=_whole(),
         default=2000,
         metavar='N',
-        help='dense files: read the first N jets (default: 2000)',
+        help='dense files: read N jets, from all over the file (default: 2000)',
     ),
     _JSON,
     example='  jetbook info jets.hdf5\n  jetbook info sample:qg',
@@ -489,6 +518,8 @@ def _print_info(file, r):
     if l := r['labels']:
         lit = f'{l["tracks_y0"]:.2f} lit track pixels a jet where y=0, {l["tracks_y1"]:.2f} where y=1'
         print(f'\nlabels: {l["verdict"]} ({lit}: {l["sigmas"]:.1f} sigma apart)')
+    for i, note in enumerate(r['notes']):
+        print(f'{"" if i else chr(10)}note: {note}')
 
 # %% ../nbs/10_cli.ipynb #46280d35
 @verb(
@@ -496,6 +527,7 @@ def _print_info(file, r):
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('source', metavar='SOURCE', nargs='*', help='what it was packed from'),
     *_SOURCE,
+    *_HOW,
     _JSON,
     example='  jetbook verify jets.jets.h5 jets.hdf5',
 )
@@ -503,8 +535,8 @@ def _verify(a):
     "Check a store, and that its jets are bit for bit those of the source"
     from jetbook.data.files import verify
 
-    source = dict(layout=a.layout, channels=_names(a.channels), label=a.label)
-    r = verify(_path(a.store), a.source or None, progress=not a.quiet, **source)
+    source = a.source or None
+    r = verify(_path(a.store), source, not a.quiet, a.negative, a.bad, **_source(a))
     if a.json:
         return _print_json(r)
     same = f'all of them, and their columns, are bit for bit those of {", ".join(a.source)}'
@@ -518,19 +550,23 @@ def _verify(a):
         'source',
         metavar='SOURCE',
         nargs='+',
-        help='HDF5 or parquet files or a folder; several make one store',
+        help='HDF5 or parquet files or a folder; several make one store; FILE:1 gives all its jets class 1',
     ),
     _STORE,
     *_SOURCE,
     arg('--towers', type=_whole(), default=5, metavar='N', help='tower size in pixels (default: 5; 1: none)'),
+    *_HOW,
     arg(
-        '--negative',
-        choices=('raise', 'zero', 'keep'),
-        help='what to do with negative pixels; default: keep in signed channels, else raise',
+        '--cell',
+        type=float,
+        metavar='X',
+        help='width of a pixel in eta and phi, for masses; default: the layout\'s',
     ),
     arg('--float16', action='store_true', help='round values to half precision'),
     _OVERWRITE,
-    example='  jetbook pack jets.hdf5 -o jets.jets.h5\n\nRun it again to resume a pack that was stopped.',
+    example='  jetbook pack jets.hdf5 -o jets.jets.h5\n'
+    '  jetbook pack signal.h5:1 background.h5:0 -o jets.jets.h5\n\n'
+    'Run it again to resume a pack that was stopped.',
 )
 def _pack(a):
     "Pack dense jet images into a store, without loss"
@@ -539,14 +575,14 @@ def _pack(a):
     s = pack(
         a.source,
         _unused(a),
-        a.layout,
-        _names(a.channels),
-        a.towers,
-        a.negative,
-        'float16' if a.float16 else 'float32',
-        a.overwrite,
+        towers=a.towers,
+        negative=a.negative,
+        value_dtype='float16' if a.float16 else 'float32',
+        overwrite=a.overwrite,
         progress=not a.quiet,
-        label=a.label,
+        bad=a.bad,
+        cell=a.cell,
+        **_source(a),
     )
     print(f'{s.path}: {len(s):,} jets, {_size(s.path)}')
 
@@ -667,6 +703,22 @@ def _check_settings(recipe, settings, verb):
     recipe.check(settings)
 
 
+_IMPORT = arg(
+    '--import',
+    dest='imports',
+    action='append',
+    metavar='FILE.py',
+    help='import this file of yours first (or a module), which registers recipes',
+)
+
+
+def _import_recipes(a):
+    from jetbook.train.recipes import import_recipes
+
+    for where in a.imports or ():
+        import_recipes(where)
+
+
 def _lr(text):
     return text if text == 'find' else _positive(text)
 
@@ -684,8 +736,10 @@ def _lr(text):
     arg('--valid', type=_fraction, default=0.15, help='fraction of jets for validation (default: 0.15)'),
     arg('--test', type=_fraction, default=0.15, help='fraction of jets for testing (default: 0.15)'),
     arg('--n-train', type=_whole(), metavar='N', help='train on N jets only'),
+    arg('--start', metavar='RUN', help='start from the weights of another run'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
     _SET,
+    _IMPORT,
     example='  jetbook train conv_ae sample:qg -o runs/ecal --channels ECAL --epochs 5 --lr 3e-3 '
     '--schedule one_cycle\n\nRun it again to resume a training that was stopped, from its last epoch.',
 )
@@ -694,6 +748,7 @@ def _train(a):
     from jetbook.train.recipes import get_recipe
     from jetbook.train.runs import train
 
+    _import_recipes(a)
     old = (Path(a.output) / 'model.safetensors').exists()
     recipe = get_recipe(a.recipe)
     settings = _settings(a.set)
@@ -712,6 +767,7 @@ def _train(a):
         a.valid,
         a.test,
         a.n_train,
+        a.start,
         progress=False,
         cbs=_bars(a)(a.recipe),
         **settings,
@@ -739,6 +795,7 @@ def _bars(a):
         choices=('test', 'valid', 'train', 'all'),
         help="part of the run's own split (default: test, to be read once), or all of another store",
     ),
+    _IMPORT,
     _JSON,
     example='  jetbook evaluate runs/ecal sample:qg --part valid',
 )
@@ -747,6 +804,7 @@ def _evaluate(a):
     import pandas as pd
     from jetbook.train.runs import Run, evaluate
 
+    _import_recipes(a)
     r = evaluate(a.run, _open(a.data) if a.data else _trained_on(Run(a.run)), a.part)
     if a.json:
         return _print_json(r)
@@ -781,6 +839,7 @@ def _trained_on(run):
         help='the table to write: jet, score, label if known; - for standard output',
     ),
     _OVERWRITE,
+    _IMPORT,
     _JSON,
     example='  jetbook predict runs/tagger new.jets.h5 -o scores.csv\n'
     '  jetbook predict runs/tagger new.jets.h5 -o - -q',
@@ -791,6 +850,7 @@ def _predict(a):
     from jetbook.data.paths import atomic_path
     from jetbook.train.runs import Run, predict
 
+    _import_recipes(a)
     store = _open(a.store)
     run = Run(a.run)
     _check_table(a)

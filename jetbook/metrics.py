@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .data.store import DataError
-from .losses import check_pair, image_pt_mass
+from .losses import check_pair, double, image_pt_mass
 
 # %% ../nbs/01a_metrics.ipynb #78709970
 def channel_mse(
@@ -38,7 +38,7 @@ def _bright_counts(pred, target, threshold):
 
 def _prf(counts):
     "Precision, recall, F1 from (3,C) counts; 0/0 is 0"
-    tp, fp, fn = counts.double()
+    tp, fp, fn = double(counts)
     over = lambda a, b: torch.where(b > 0, a / b.clamp_min(1), 0.0)
     return dict(precision=over(tp, tp + fp), recall=over(tp, tp + fn), f1=over(2 * tp, 2 * tp + fp + fn))
 
@@ -62,7 +62,7 @@ def observable_residuals(
     check_pair(pred, target)
     with torch.no_grad():
         out, inn = (image_pt_mass(v, cell, eta_axis) for v in (pred, target))
-    rel = lambda i, o: torch.where(i > 0, (i - o) / i, torch.nan).double().cpu().numpy()
+    rel = lambda i, o: torch.where(i > 0, (i - o) / i, torch.nan).cpu().double().numpy()
     return dict(pt=rel(inn[0], out[0]), mass=rel(inn[1], out[1]))
 
 # %% ../nbs/01a_metrics.ipynb #31362de7
@@ -121,8 +121,8 @@ class ReconstructionMeter:
                 expected=f"{len(self.channels)} {self.channels}",
                 do="name the channels the model was given",
             )
-        self._mse.append(channel_mse(pred, target, 'none').double().cpu())
-        self._black.append(target.square().mean((2, 3)).double().cpu())
+        self._mse.append(channel_mse(pred, target, 'none').cpu().double())
+        self._black.append(target.square().mean((2, 3)).cpu().double())
         self._counts = self._counts + _bright_counts(pred, target, self.threshold).cpu()
         if self.cell:
             self._res.append(observable_residuals(pred, target, self.cell, self.eta_axis))

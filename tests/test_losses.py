@@ -2,8 +2,11 @@
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from functools import partial
+from contextlib import nullcontext
+from types import SimpleNamespace
 from torch.testing import assert_close
 
+from jetbook import losses
 from jetbook.data.store import DataError, toy_jets
 from jetbook.losses import (BCEReconstruction, ContrastiveLoss, FocalLoss, GaussianNLL, KernelMSE, KLDivergence, NTXentLoss, ObservableLoss,
     SupConLoss, WeightedMSE, check_pair, image_pt_mass, pixel_coordinates)
@@ -143,3 +146,31 @@ def test_without_a_pair_nothing_is_pulled():
     z = embeddings()[0].float().requires_grad_()
     SupConLoss()(z, torch.arange(24)).backward()
     assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_no_double_precision_on_a_device_without_it(monkeypatch):
+    "Apple's GPUs have no float64: grids are made in main memory, tensors copied there first"
+    made = []
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # has no 'meta'
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type == 'meta' and out.dtype == torch.float64:
+                made.append(f)
+            return out
+
+    x = torch.zeros(2, 1, 5, 5, device='meta')
+    with Watch():
+        assert losses.pixel_coordinates((5, 5), 0.1, 'row', x).device.type == 'meta'
+        losses.ObservableLoss(0.1)(x, x)
+        losses.KernelMSE(1.0)(x, x)
+        losses.weighted_mse(x, x)
+        losses.KLDivergence()(x, x)
+        z, y = torch.zeros(4, 2, device='meta'), torch.zeros(4, dtype=torch.long, device='meta')
+        losses.FocalLoss(alpha=0.3)(z, y)
+        losses.SupConLoss()(z, y)
+    assert not made
+    calls = []
+    on_mps = SimpleNamespace(device=SimpleNamespace(type='mps'), cpu=lambda: calls.append('cpu') or torch.ones(2))
+    assert losses.double(on_mps).dtype == torch.float64 and calls == ['cpu']

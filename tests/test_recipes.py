@@ -3,12 +3,13 @@ import os, subprocess, sys, typing
 from pathlib import Path
 
 import numpy as np
+import torch
 import pytest
 
 from jetbook.data.loaders import split
-from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore
-from jetbook.train.recipes import RANGES, Recipe, UnknownSetting, get_recipe, recipe, recipes
-from jetbook.train.runs import train
+from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore, toy_jets
+from jetbook.train.recipes import RANGES, Recipe, UnknownSetting, get_recipe, import_recipes, recipe, recipes
+from jetbook.train.runs import load_bundle, train
 from jetbook.train.training import toy_learner
 
 @recipe('kinds', task='reconstruct', reference='dense autoencoders, in small', lr_max=.01, epochs=6)
@@ -230,3 +231,67 @@ def test_three_signal_jets_are_few_and_enough(tmp_path):
     with pytest.warns(UserWarning, match='Very few training jets of a class'):
         run = train('pfn_quick', jets(10, 10, n=60, y=y), tmp_path / 'run', epochs=1, bs=16, progress=False)
     assert run.complete and np.isfinite(run.history.valid_loss).all()
+
+
+MINE = """
+from jetbook.train.recipes import recipe
+from jetbook.train.training import toy_learner
+
+@recipe(task='classify', lr_max=.05, epochs=1)
+def my_own_tagger(store, split=None, *, width=4):
+    "A recipe in a user's file"
+    return toy_learner(store, split, width=width)
+"""
+
+
+def test_a_recipe_from_a_file_and_its_run_in_another_process(tmp_path):
+    (tmp_path / 'my_recipes.py').write_text(MINE)
+    toy_jets(60, 'wqcd').save(tmp_path / 'toys.jets.h5')
+
+    def jetbook(line):
+        command = [sys.executable, '-W', 'ignore', '-m', 'jetbook.cli', *line.split()]
+        env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+
+    out = jetbook('train my_own_tagger toys.jets.h5 -o run -q --import my_recipes.py')
+    assert out.returncode == 0, out.stderr
+    out = jetbook('evaluate run toys.jets.h5')
+    assert out.returncode != 0 and 'import my_recipes first' in out.stderr and '--import my_recipes.py' in out.stderr
+    out = jetbook('evaluate run toys.jets.h5 --import my_recipes.py --json')
+    assert out.returncode == 0 and 'auc' in out.stdout, out.stderr
+
+
+def test_files_that_cannot_be_imported(tmp_path):
+    with pytest.raises(ImportError, match='No such file'):
+        import_recipes(tmp_path / 'none.py')
+    (tmp_path / 'broken_recipes.py').write_text('1/0')
+    with pytest.raises(ConfigError, match='ZeroDivisionError'):
+        import_recipes(tmp_path / 'broken_recipes.py')
+    with pytest.raises(ConfigError, match='ModuleNotFoundError'):
+        import_recipes('no_such_module_of_recipes')
+    (tmp_path / 'json.py').write_text('')
+    with pytest.raises(ConfigError, match='already imported'):
+        import_recipes(tmp_path / 'json.py')
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path):
+    old, new = toy_jets(80, 'wqcd'), toy_jets(100, 'wqcd', seed=1)
+    args = dict(epochs=1, progress=False, bs=16)
+    first = train('pfn_quick', old, tmp_path / 'first', **args)
+    tuned = train('pfn_quick', new, tmp_path / 'tuned', lr_max=1e-9, start=first, **args)
+    a, b = (load_bundle(r.path)[1] for r in (first, tuned))
+    scales = {k for k in a if k.startswith('scale.')}
+    assert scales and all(a[k].equal(b[k]) for k in scales)
+    moving = {k for k in a if 'running' in k or 'num_batches' in k}
+    assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in set(a) - moving)
+    assert tuned.config['start']['run'] == 'first'
+    assert train('pfn_quick', new, tmp_path / 'tuned', lr_max=1e-9, start=first.path, **args).complete
+    with pytest.raises(ConfigError, match='another run.*start=first'):
+        train('pfn_quick', new, tmp_path / 'tuned', lr_max=1e-9, **args)
+    with pytest.raises(DataError, match='weights of another network'):
+        train('pfn_quick', new, tmp_path / 'wider', width=8, start=first, **args)
+    with pytest.raises(DataError, match='weights of another network'):
+        train('conv_ae', new, tmp_path / 'wider', start=first, epochs=1)
+    with pytest.raises(JetbookError, match='config.json'):
+        train('pfn_quick', new, tmp_path / 'wider', start=tmp_path / 'none', **args)
+    assert not (tmp_path / 'wider' / 'config.json').exists()

@@ -18,7 +18,7 @@ from fastai.optimizer import Adam
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
-from ..losses import pixel_coordinates
+from ..losses import double, pixel_coordinates
 from ..metrics import Estimate, residual_summary
 from ..train.recipes import recipe, Takes
 from ..train.runs import pt_mass_before_after, Run
@@ -276,12 +276,12 @@ def tilt(
     steps: int = 25,  # Newton steps
 ):  # (B, P)
     "Multiply each pixel by exp(c.grid), with the four c per jet for which the sums come out as `p`"
-    x64 = x.double()
-    p = p.double()
-    grid = grid.double()
+    x64 = double(x)
+    p = double(p)
+    grid = double(grid)
     c = torch.zeros_like(p)
     pairs = (grid[:, :, None] * grid[:, None]).flatten(1)
-    eye = torch.eye(4, dtype=x64.dtype, device=x.device)
+    eye = torch.eye(4, dtype=x64.dtype, device=x64.device)
     for _ in range(steps):
         w = x64 * (c @ grid.T).clamp(-9, 9).exp()
         J = (w @ pairs).unflatten(1, (4, 4))
@@ -291,7 +291,7 @@ def tilt(
         c = c + dc / (dc @ grid.T).abs().amax(1, keepdim=True).clamp_min(1)
     out = x64 * (c @ grid.T).clamp(-9, 9).exp()
     better = (out @ grid - p).abs().sum(1) <= (x64 @ grid - p).abs().sum(1)  # also False where NaN
-    return torch.where(better[:, None], out, x64).to(x.dtype)
+    return torch.where(better[:, None], out, x64).to(x.dtype).to(x.device)
 
 # %% ../../nbs/02a_dense_ae.ipynb #cac6d232
 class UnrolledAE(nn.Module):
@@ -318,7 +318,10 @@ class UnrolledAE(nn.Module):
         "The code"
         x = x.flatten(1)
         z = (x - self.mean) @ self.axes.T
-        return torch.cat([(x.double() @ self.grid.double()).to(x.dtype), z], 1) if len(self.grid) else z
+        if not len(self.grid):
+            return z
+        p = double(x) @ double(self.grid)
+        return torch.cat([p.to(x.dtype).to(x.device), z], 1)
 
     def decode(
         self,

@@ -22,6 +22,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from ..data.store import ConfigError, JetStore
 from ..data.loaders import jet_dls, Split
+from ..losses import double
 from ..train.recipes import recipe, Takes
 from ..train.training import fused_adam
 from .methods import TOWER_IMAGES, TrainedDetector
@@ -50,7 +51,7 @@ class SmoothAxes(nn.Module):
         self.register_buffer(
             'kernel', torch.exp(-((i[:, None] - i) ** 2) / (2 * blur**2)) / (blur * math.sqrt(2 * math.pi))
         )
-        x = self._blur(images).double()
+        x = double(self._blur(images))
         self.register_buffer('mean', x.mean(0).float())
         var, vec = torch.linalg.eigh(torch.cov(x.T))
         self.register_buffer('axes', vec.T.flip(0)[:axes].float().contiguous())
@@ -196,8 +197,8 @@ def sliced_distance(
     "Mean Wasserstein distance over random directions, in widths of `b`"
     from scipy.stats import wasserstein_distance
 
-    a = a.double().cpu().numpy()
-    b = b.double().cpu().numpy()
+    a = a.cpu().double().numpy()
+    b = b.cpu().double().numpy()
     r = np.random.default_rng(seed).normal(size=(directions, b.shape[1])) * b.std(0)
     a = a @ r.T
     b = b @ r.T

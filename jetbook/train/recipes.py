@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'RESERVED', 'Recipe', 'is_plain', 'setting_types', 'check_setting', 'Range', 'check_range', 'did_you_mean',
-           'UnknownSetting', 'UnknownRecipe', 'Takes', 'machine_memory', 'recipe', 'get_recipe', 'recipes']
+           'UnknownSetting', 'UnknownRecipe', 'Takes', 'machine_memory', 'recipe', 'get_recipe', 'import_recipes',
+           'MissingRecipes', 'recipes']
 
 # %% ../../nbs/01b_recipes.ipynb #b663ca68
 import ast
 import contextlib
 import difflib
 import functools
+import importlib
 import importlib.util
 import inspect
 import json
 import math
 import os
+import sys
 import types
 import typing
 import warnings
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from fastcore.basics import patch
-from ..data.store import ALIASES, ConfigError, DataError
+from ..data.store import ALIASES, ConfigError, DataError, JetbookError
 
 # %% ../../nbs/01b_recipes.ipynb #767f5dae
 @dataclass(frozen=True)
@@ -388,7 +391,7 @@ _MEANINGS = dict(pt='transverse momentum', mass='mass')
 # %% ../../nbs/01b_recipes.ipynb #03865aac
 _recipes = {}
 RESERVED = (
-    'recipe store out epochs lr_max schedule seed split_seed valid test n_train resume progress cbs'
+    'recipe store out epochs lr_max schedule seed split_seed valid test n_train start resume progress cbs'
 ).split()  # arguments of `train` itself
 
 
@@ -492,6 +495,46 @@ def get_recipe(
     if task and r.task != task:
         raise ConfigError(f'{name} is a recipe for another task', found=r.task, expected=task)
     return r
+
+# %% ../../nbs/01b_recipes.ipynb #04facb97
+def import_recipes(
+    where: str | Path,  # a Python file, or the name of a module that can be imported here
+):  # the module
+    "Import a module of your own, whose recipes then are known by name"
+    where = str(where)
+    file = Path(where).expanduser()
+    if not where.endswith('.py'):
+        return _imported(where, lambda: importlib.import_module(where))
+    if not file.is_file():
+        raise MissingRecipes('No such file', found=where, expected='a Python file, or a module')
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    if sys.modules.get(file.stem) is not None:
+        found = getattr(sys.modules[file.stem], '__file__', None)
+        if found and Path(found).resolve() == file.resolve():
+            return sys.modules[file.stem]
+        raise ConfigError(f'A module {file.stem} is already imported', found, where, 'rename the file')
+    sys.modules[file.stem] = module
+    try:
+        _imported(where, lambda: spec.loader.exec_module(module))
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
+    return module
+
+
+class MissingRecipes(ConfigError, ImportError):
+    "A module with recipes that cannot be imported"
+
+
+def _imported(where, do):
+    try:
+        return do()
+    except JetbookError:
+        raise
+    except Exception as e:
+        found = f'{type(e).__name__}: {e}'[:200]
+        raise MissingRecipes(f'{where} cannot be imported', found, 'a module that runs') from e
 
 # %% ../../nbs/01b_recipes.ipynb #1b5e0002
 def _definitions(entry):
