@@ -408,9 +408,14 @@ def file_kind(
     path: str | Path,  # a regular file
 ):  # (what it is, what to do with it); what to do is None for HDF5 and parquet
     "What a file is, by its first bytes"
-    with open(input_file(path), 'rb') as f:
-        head = f.read(4096)
-        blocks = [f.seek(n) and f.read(8) for n in (512, 1024, 2048, 4096, 8192)]  # where HDF5 may begin, too
+    path = input_file(path)
+    try:
+        with open(path, 'rb') as f:
+            head = f.read(4096)
+            blocks = [f.seek(n) and f.read(8) for n in (512, 1024, 2048, 4096, 8192)]  # HDF5 may begin there
+    except OSError as e:
+        what, do = os_problem(e) or (str(e), None)
+        raise DataError(f'{path.name} {what}', found=str(e), do=do) from e
     for magic, kind, do in _MAGIC:
         if head.startswith(magic):
             return kind, do

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'check_finite', 'begin_bundle', 'save_bundle', 'load_bundle', 'fit_weights', 'fingerprint', 'read_history',
-           'Run', 'check_scores', 'as_store', 'score', 'train', 'save_figure', 'plot_losses', 'as_runs', 'as_learner',
-           'reconstructions', 'reconstruction_errors', 'pt_mass_before_after', 'evaluate', 'predict', 'compare',
-           'compare_plot']
+           'Run', 'check_scores', 'as_store', 'score', 'train', 'take_over', 'save_figure', 'plot_losses', 'as_runs',
+           'as_learner', 'reconstructions', 'reconstruction_errors', 'pt_mass_before_after', 'evaluate', 'predict',
+           'compare', 'compare_plot']
 
 # %% ../../nbs/01d_runs.ipynb #b663ca68
 import hashlib
 import io
 import platform
+import re
 import shutil
 import warnings
 from contextlib import contextmanager, ExitStack, suppress
@@ -35,7 +36,7 @@ from ..data.paths import atomic_path, locked, output_folder, read_text, remove_d
 from ..data.loaders import jet_keys, split, Split
 from ..losses import image_pt_mass
 from ..metrics import classification_metrics, ReconstructionMeter
-from .recipes import check_range, check_setting, get_recipe, Range, RANGES
+from .recipes import check_range, check_setting, get_recipe, Range, RANGES, UnknownRecipe
 from jetbook.train.training import (
     building,
     check_fields,
@@ -59,6 +60,7 @@ from jetbook.train.training import (
     set_rng_state,
     set_transform_state,
     text_checksum,
+    tensor_checksum,
     to_json,
     transform_state,
     unflatten_tree,
@@ -318,6 +320,15 @@ def read_history(
     return t
 
 # %% ../../nbs/01d_runs.ipynb #83027ba6
+def _import_first(config):
+    "What makes the recipe of a run known; the module is somebody's word, and is not imported"
+    module = str(config.get('module'))[:80]
+    if re.fullmatch(r'[A-Za-z_][\w.]*', module) and not module.startswith(('jetbook', '__main__')):
+        name = module.split('.')[-1]
+        return f'import {module} first, where it was registered (--import {name}.py on the command line)'
+    return 'run the notebook or script that registers it first'
+
+
 class Run:
     "A run folder: recipe, settings, jets and results of a training"
 
@@ -350,7 +361,10 @@ class Run:
     @property
     def recipe(self):
         "The `Recipe`"
-        return get_recipe(str(self.config.get('recipe')))
+        try:
+            return get_recipe(str(self.config.get('recipe')))
+        except UnknownRecipe as e:
+            raise UnknownRecipe(e.what, e.found, e.expected, _import_first(self.config)) from None
 
     @property
     def history(self):
@@ -554,6 +568,7 @@ def train(
     valid: float = 0.15,  # fraction of jets for validation
     test: float = 0.15,  # fraction of jets for testing
     n_train: int = None,  # train on only that many jets
+    start: str | Path = None,  # a finished run of the same network, whose weights to start from
     resume: bool = True,  # resume a run that was stopped
     progress: bool = True,  # show progress
     cbs=(),  # more fastai callbacks
@@ -564,6 +579,7 @@ def train(
     settings = r.guard(store, settings=settings)
     training = _settings_of_training(r, epochs, lr_max, schedule, seed)
     parts = split(store, valid, test, split_seed, n_train=n_train)
+    state, training['start'] = _start_of(start)
     config = _config(r, store, r.guard(store, parts, settings), parts, **training)
     out = output_folder(out, 'config.json')
     run = _begun(out, config, resume)
@@ -574,10 +590,59 @@ def train(
         if run and run.complete:  # by a process that held the lock until now
             return _already(run, progress)
         learn = _seeded(r, store, parts, config['settings'], seed)
+        if state:
+            take_over(learn, state, training['start']['run'])
         run = run or _begin(out, config, learn)
         if not (out / 'jets.safetensors').exists():
             _write_jets(run, store, parts)
         return _fit(learn, run, progress, cbs)
+
+# %% ../../nbs/01d_runs.ipynb #a76d8e37
+def _start_of(start):
+    "The tensors of the run to start from, and what is kept of it in `config.json`"
+    if start is None:
+        return None, None
+    run = as_runs([start])[0]
+    if not run.complete:
+        raise ConfigError(f'{run.name} is not trained to its end', do='train it again, which resumes it')
+    state = load_bundle(run.path)[1]
+    return state, dict(run=run.name, recipe=run.config['recipe'], weights=_digest(state))
+
+
+def _digest(state):
+    h = hashlib.sha256()
+    for k, v in sorted(state.items()):
+        h.update(f'{k} {tensor_checksum(v)}|'.encode())
+    return h.hexdigest()[:16]
+
+
+def take_over(
+    learn: Learner,  # of a network that was just made
+    state: dict,  # tensors of another run by name, from `load_bundle`
+    name: str,  # of that run, for messages
+):  # the learner
+    "Give a network the weights of another run, as far as they fit"
+    want = _weights(learn)
+    fits = {k for k, v in want.items() if k in state and _fits(k, v, state[k])}
+    left = [k for k in want if k not in fits]
+    numbers = {k: v.numel() for k, v in learn.model.named_parameters()}
+    if 2 * sum(n for k, n in numbers.items() if k in fits) < sum(numbers.values()):
+        found = ', '.join(left[:3]) + (f' and {len(left) - 3} more' if len(left) > 3 else '')
+        do = 'start from a run of the same recipe and settings'
+        raise DataError(f'{name} has the weights of another network', f'no such {found}', do=do)
+    if left:
+        warnings.warn(f'Not in {name} with that shape, so they begin anew: {", ".join(left[:10])}')
+    learn.model.load_state_dict({k: state[k] for k in fits if not k.startswith('transforms/')}, strict=False)
+    tree, tensors = _learned_by_transforms(learn)
+    if all(f'transforms/{k}' in fits for k in tensors):
+        set_transform_state(learn.dls, unflatten_tree(tree, {k: state[f'transforms/{k}'] for k in tensors}))
+    return learn
+
+
+def _fits(k, want, have):
+    "Can one tensor take another's place? Those of transforms may be of another length"
+    same = want.ndim == have.ndim if k.startswith('transforms/') else want.shape == have.shape
+    return same and want.dtype == have.dtype
 
 # %% ../../nbs/01d_runs.ipynb #2d243501
 def _begun(out, config, resume):
@@ -707,6 +772,7 @@ def _config(r, store, settings, sp, **kwargs):
         recipe=r.name,
         task=r.task,
         reference=r.reference,
+        module=r.func.__module__,
         settings=settings,
         **kwargs,
         split=sp.to_dict(),
@@ -725,6 +791,7 @@ def _asked(c):
         **settings,
         **{k: split.get(k) for k in ('valid', 'test', 'n_train')},
         'split_seed': split.get('seed'),
+        'start': (c.get('start') or {}).get('run') if isinstance(c.get('start'), dict) else None,
         'store': f'{store.get("n")} jets, {str(store.get("digest"))[:8]}, {store.get("source")}',
         'split': str(split.get('digest'))[:8],
     }
@@ -732,11 +799,11 @@ def _asked(c):
 
 def _same(old, new, out):
     "Complain if a run folder holds another run"
-    keys = ['recipe', 'settings', 'seed', 'epochs', 'lr_max', 'schedule', 'split', 'store']
+    keys = ['recipe', 'settings', 'seed', 'epochs', 'lr_max', 'schedule', 'start', 'split', 'store']
     found_rate = new['lr_found'] and old.get('lr_found')
     if found_rate:
         keys.remove('lr_max')
-    if not any(to_json(old.get(k)) != to_json(new[k]) for k in keys):
+    if not any(to_json(old.get(k)) != to_json(new.get(k)) for k in keys):
         return
     was, now = to_json(_asked(old)), to_json(_asked(new))
     diff = [k for k in {**now, **was} if was.get(k) != now.get(k) and not (k == 'lr_max' and found_rate)]
