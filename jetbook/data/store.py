@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
-           'ConfigError', 'MissingExtra', 'require', 'native', 'check_cell', 'JetStore', 'raise_store_error',
-           'first_not_finite', 'check_columns', 'njit', 'kernel', 'Buffer', 'check_mapped', 'Ragged', 'join',
-           'show_jet', 'toy_jets']
+           'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'native', 'check_cell',
+           'JetStore', 'raise_store_error', 'first_not_finite', 'check_columns', 'njit', 'kernel', 'Buffer',
+           'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import difflib
 import functools
 import importlib
+import inspect
 import operator
 import os
 import re
@@ -77,6 +78,24 @@ class ConfigError(JetbookError, ValueError):
 
 class MissingExtra(JetbookError, ImportError):
     "An optional package that is not installed"
+
+# %% ../../nbs/00_data.ipynb #d55bdfdf
+class UnknownKeyword(ConfigError, TypeError):
+    "A keyword that a function does not have"
+
+
+def check_keywords(
+    given,  # names of the keywords
+    *functions,  # those that they are passed to
+):
+    "Refuse keywords that are parameters of none of the functions"
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    known = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    for k in given:
+        if k not in known:
+            near = difflib.get_close_matches(k, known, 1)
+            do = f'did you mean {near[0]}?' if near else None
+            raise UnknownKeyword(f'{functions[0].__name__} has no parameter {k}', found=k, do=do)
 
 # %% ../../nbs/00_data.ipynb #d3c2e385
 def require(
@@ -247,6 +266,7 @@ def first_not_finite(
 def check_columns(
     columns: dict,  # column name -> array
     n: int,  # number of jets
+    labels: bool = True,  # look at the labels' values, too?
 ):
     "Refuse columns that are not one number per jet, and labels other than 0 and 1"
     for k, v in columns.items():
@@ -255,7 +275,7 @@ def check_columns(
             raise DataError(f'Column {k} has a wrong shape', found=v.shape, expected=(n,), do=do)
         if v.dtype.kind not in 'fiub':
             raise DataError(f'Column {k} is not numeric', found=v.dtype, expected='floats or integers')
-    for k in ALIASES['label']:
+    for k in ALIASES['label'] if labels else ():
         if k in columns and (bad := np.setdiff1d(columns[k], [0, 1])).size:
             do = 'drop those jets, or give the column another name'
             raise DataError(f'Labels in column {k} other than 0 and 1', bad[:5].tolist(), '0 or 1', do)
