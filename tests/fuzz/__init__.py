@@ -37,6 +37,8 @@ folder, and both say that they won), *orphans* (worker processes go on).
   belongs to it. Edits made with h5py or a JSON library without it are in; tests/test_hostile.py has files
   that are meant to harm.
 - The parsers below: where pyarrow itself ends while it is asked for comparison, that isn't counted.
+- Pictures of a training. The weights are written first, and a training that is killed while it draws is
+  complete without them: *bare*.
 - Power loss. A kill leaves what was written in the page cache; what an unplugged disk does is not tried.
 - Bytes that no format uses (padding, free space, an old object's remains in HDF5) are damaged too, and are
   harmless.
