@@ -102,7 +102,7 @@ class _Ops:
 
     @staticmethod
     def swells(folder, good):
-        return np.ones(2**29, np.uint8)
+        return np.ones(290 * 2**20, np.uint8)
 
 
 @pytest.mark.parametrize(

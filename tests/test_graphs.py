@@ -1,4 +1,5 @@
 "Nodes, features, graphs, loaders and files of graphs: edge cases, and independent implementations"
+import os
 import numpy as np, pytest, torch
 from fastcore.test import test_close as close, test_eq as eq
 from safetensors.numpy import load_file, save_file
@@ -9,7 +10,7 @@ from torch_geometric.utils import is_undirected
 from jetbook.data.hdf5 import sample
 from jetbook.data.loaders import split
 from jetbook.data.store import ConfigError, DataError, JetStore, toy_jets
-from jetbook.graphs.batches import GraphCache, GraphDL, GraphSpec, JetGraphs, cache_graphs, graph_dls, graphs, make_nodes, padded, show_graph
+from jetbook.graphs.batches import _checksums, GraphCache, GraphDL, GraphSpec, JetGraphs, cache_graphs, graph_dls, graphs, make_nodes, padded, show_graph
 from jetbook.graphs.nodes import NODE_FEATURES, feature_names, image_moments, native_nodes, node_features, pixel_nodes
 
 @pytest.fixture(scope='module')
@@ -341,13 +342,15 @@ def test_other_graphs_are_refused(toy, specs, tmp_path):
     (lambda a: dict(x=None), 'damaged'), (lambda a: dict(x=a['x'].astype('f8')), 'float64'), (lambda a: dict(offsets=a['offsets']+1), 'do not match'),
     (lambda a: dict(offsets=a['offsets'][::-1].copy()), 'do not match'), (lambda a: dict(pos=a['pos'][1:]), 'do not match'), (lambda a: dict(degree=a['degree']+1), 'add up'),
     (lambda a: dict(degree=a['degree'][1:]), 'add up'), (lambda a: dict(source=a['source']+500), 'do not exist'), (lambda a: dict(source=None), 'add up'),
-    (lambda a: dict(more=a['x']), 'more'), (lambda a: dict(edge_weight=np.ones(3, 'f4')), 'not that of the edges')])
+    (lambda a: dict(more=a['x']), 'more'), (lambda a: dict(x=a['x']*np.float32('nan')), 'NaN'), (lambda a: dict(edge_weight=np.ones(3, 'f4')), 'not that of the edges')])
 def test_a_damaged_file_is_refused(change, text, toy, specs, tmp_path):
     path = tmp_path/'r2.safetensors'
     meta,good = cache_graphs(toy, path, specs['R2']).meta,load_file(path)
-    save_file(good, tmp_path/'sound.safetensors', meta)
+    with_sums = lambda a: {**meta, 'crc32':_checksums(a, meta)} # as somebody forges it
+    save_file(good, tmp_path/'sound.safetensors', with_sums(good))
     eq(GraphCache(tmp_path/'sound.safetensors').arrays['x'], good['x'])
-    save_file({k: v for k,v in {**good, **change(good)}.items() if v is not None}, tmp_path/'bad.safetensors', meta)
+    bad = {k: v for k,v in {**good, **change(good)}.items() if v is not None}
+    save_file(bad, tmp_path/'bad.safetensors', with_sums(bad))
     with pytest.raises(DataError, match=text): GraphCache(tmp_path/'bad.safetensors')
 
 def test_files_that_hold_no_graphs(tmp_path, toy):
@@ -355,8 +358,38 @@ def test_files_that_hold_no_graphs(tmp_path, toy):
     with pytest.raises(DataError, match='holds no graphs'): GraphCache(tmp_path/'other.safetensors')
     (tmp_path/'cut.safetensors').write_bytes((tmp_path/'other.safetensors').read_bytes()[:10])
     (tmp_path/'not.safetensors').write_bytes(b'')
-    for name in ('cut','not','missing'):
+    for name in ('cut','not'):
         with pytest.raises(DataError, match='cannot be read'): GraphCache(tmp_path/f'{name}.safetensors')
+    with pytest.raises(FileNotFoundError, match='No such file'): GraphCache(tmp_path/'missing.safetensors')
+    with pytest.raises(DataError, match='a folder'): GraphCache(tmp_path)
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='named pipes')
+def test_a_pipe_or_a_link_is_no_file_of_graphs(tmp_path, toy):
+    os.mkfifo(tmp_path/'pipe')
+    (tmp_path/'link').symlink_to(tmp_path/'elsewhere')
+    for name in ('pipe', 'link'):
+        with pytest.raises(OSError, match='pipe|link'): cache_graphs(toy, tmp_path/name)
+    assert not (tmp_path/'elsewhere').exists()
+
+def test_a_file_of_fewer_jets_is_refused(toy, specs, tmp_path):
+    "Whatever digest it claims: no kernel may read beyond its arrays"
+    path = tmp_path/'r2.safetensors'
+    whole = cache_graphs(toy, path, specs['R2'])
+    few = cache_graphs(toy.select(range(8)), tmp_path/'few.safetensors', specs['R2'])
+    save_file(few.arrays, tmp_path/'forged.safetensors', {**whole.meta, 'crc32':_checksums(few.arrays, whole.meta)})
+    with pytest.raises(DataError, match="'jets': 8"): GraphCache(tmp_path/'forged.safetensors').check(toy, specs['R2'])
+
+def test_every_flipped_bit_is_found(toy, specs, tmp_path):
+    path = tmp_path/'r2.safetensors'
+    cache_graphs(toy.select(range(4)), path, specs['R2'])
+    good,rng = path.read_bytes(),np.random.default_rng(0)
+    for at in rng.integers(0, len(good), 200):
+        bad = bytearray(good); bad[at] ^= 1<<int(rng.integers(8)); path.write_bytes(bad)
+        with pytest.raises(DataError): GraphCache(path)
+
+def test_graphs_of_no_jets(toy, tmp_path):
+    with pytest.raises(DataError, match='no jets'): cache_graphs(toy.select([]), tmp_path/'x.safetensors')
+    assert not [*tmp_path.iterdir()]
 
 def test_folders_are_made_and_nothing_is_left_beside_the_file(tmp_path, bare):
     cache_graphs(bare.select([0]), tmp_path/'no'/'such'/'x.safetensors', GraphSpec())

@@ -35,7 +35,7 @@ def test_outputs_that_are_refused(dense, store_file, tmp_path, verb, capsys, mon
     (tmp_path/'to-folder').symlink_to('folder')
     os.mkfifo(tmp_path/'pipe')
     before = sorted(tmp_path.iterdir())
-    for out, why in (('', 'No name'), ('-', 'No name'), ('folder', 'is a folder'), ('link', 'is a link'), ('pipe', 'is a named pipe'),
+    for out, why in (('-', 'No name'), ('folder', 'is a folder'), ('link', 'is a link'), ('pipe', 'is a named pipe'),
                      ('to-folder', 'is a link'), ('/dev/null', 'is a device')):
         assert why in says(capsys, *verb, '-o', out, '--overwrite', '-q'), out
     assert 'already exists' in says(capsys, *verb, '-o', 'mine', '-q')
@@ -53,6 +53,11 @@ def test_the_source_is_never_replaced(dense, store_file, tmp_path, how, capsys):
         if how=='dots': out = tmp_path/'..'/tmp_path.name/source.name
         assert 'is being read' in says(capsys, verb, source, '-o', out, '--overwrite', '-q')
         assert source.read_bytes()==want
+
+
+def test_no_name(dense):
+    for fn in (lambda: pack(dense, ''), lambda: toy_jets(4).to_dense(''), lambda: pack(dense, ' ')):
+        with pytest.raises(OutputError, match='No name'): fn()
 
 
 def test_one_source_of_several(dense, tmp_path):

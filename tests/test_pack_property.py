@@ -61,7 +61,7 @@ def names(x): return [f'c{i}' for i in range(x.shape[3])]
 @given(jet_images(), st.integers(1,4000))
 def test_array(jets, step):
     x,up = jets
-    with steps_of(step): s = from_images(x, towers=up)
+    with steps_of(step): s = from_images(x, channels_first=False, towers=up)
     same(s, x)
     assert s.channels==tuple(names(x)) and len(s)==len(x)
 
@@ -70,15 +70,15 @@ def test_array(jets, step):
 def test_signed(jets, step):
     x,up = jets
     with steps_of(step):
-        same(from_images(x, towers=up, negative='keep'), x)
-        same(from_images(x, towers=up, negative='zero'), np.where(x<0, np.zeros((),x.dtype), x))
+        same(from_images(x, channels_first=False, towers=up, negative='keep'), x)
+        same(from_images(x, channels_first=False, towers=up, negative='zero'), np.where(x<0, np.zeros((),x.dtype), x))
 
 @settings(max_examples=60)
 @given(jet_images(), st.integers(1,4000), st.data())
 def test_tower_granularity_is_used_where_it_holds(jets, step, data):
     "A channel is stored by towers exactly when every block of every image is constant"
     x,up = jets
-    with steps_of(step): s = from_images(x, towers=up)
+    with steps_of(step): s = from_images(x, channels_first=False, towers=up)
     N,H,W,C = x.shape
     for c,name in enumerate(s.channels):
         if H%up: holds = False
@@ -102,10 +102,10 @@ def test_hdf5(jets, step, data):
         with h5py.File(d/'x.h5', 'w', **(dict(userblock_size=512) if kind=='user block' else {})) as f:
             f.create_dataset('X_jets', data=y, **how)
             f['weight'] = np.arange(len(x))*.5
-        s = pack(d/'x.h5', d/'x.jets.h5', 'array', names(x), up, progress=False)
+        s = pack(d/'x.h5', d/'x.jets.h5', 'array', names(x), up, channels_first=first, progress=False)
         same(s, x)
         np.testing.assert_array_equal(s.columns['weight'], np.arange(len(x))*.5)
-        assert verify(d/'x.jets.h5', d/'x.h5', layout='array', channels=names(x), progress=False)['identical']
+        assert verify(d/'x.jets.h5', d/'x.h5', layout='array', channels=names(x), channels_first=first, progress=False)['identical']
 
 @settings(max_examples=60)
 @given(jet_images(), st.integers(1,4000), st.data())
@@ -139,18 +139,18 @@ def test_several_files(a, b, step):
     w[:,:h,:q,:c] = np.clip(z[:,:h,:q,:c].astype(np.float64), 0, np.finfo(x.dtype).max)
     with folder() as d, steps_of(step):
         for k,v in zip('ab',(x,w)):
-            with h5py.File(d/f'{k}.h5','w') as f: f['X_jets'] = v
-        same(pack(d, d/'out'/'x.jets.h5', 'array', names(x), up, progress=False), np.concatenate([x,w]))
+            with h5py.File(d/f'{k}.h5','w') as f: f['X_jets'],f['file'] = v,np.full(len(v), ord(k))
+        same(pack(d, d/'out'/'x.jets.h5', 'array', names(x), up, channels_first=False, progress=False), np.concatenate([x,w]))
 
 @settings(max_examples=60)
 @given(jet_images(), st.integers(1,4000), st.booleans())
 def test_dense_and_back(jets, step, chunked):
     x,up = jets
-    s = from_images(x, towers=up)
+    s = from_images(x, channels_first=False, towers=up)
     with folder() as d, steps_of(step):
         s.to_dense(d/'x.h5', chunks=(1,*x.shape[1:]) if chunked else None, compression='gzip' if chunked else None)
         with h5py.File(d/'x.h5') as f: np.testing.assert_array_equal(bits(f['X_jets'][:]), bits(x))
-        t = pack(d/'x.h5', d/'x.jets.h5', 'array', names(x), up, progress=False)
+        t = pack(d/'x.h5', d/'x.jets.h5', 'array', names(x), up, channels_first=False, progress=False)
         s.save(d/'y.jets.h5')
         for u in (t, JetStore(d/'y.jets.h5'), JetStore(d/'y.jets.h5', mmap=True)):
             assert u.upsample==s.upsample
@@ -162,7 +162,7 @@ def test_dense_and_back(jets, step, chunked):
 def test_clouds_agree_with_images(jets, data):
     "Painting every entry of the cloud as a tower around its centre gives the images"
     x,up = jets
-    s = from_images(x, towers=up)
+    s = from_images(x, channels_first=False, towers=up)
     idx = np.array(data.draw(st.lists(st.integers(0,len(x)-1), max_size=10)), int)
     c,image = s.clouds(idx),np.zeros((len(idx),x.shape[3],*x.shape[1:3]), np.float32)
     jet = np.repeat(np.arange(len(idx)), np.diff(c.offsets))
@@ -177,7 +177,7 @@ def test_clouds_agree_with_images(jets, data):
 def test_select(jets, data):
     x,up = jets
     cols = dict(y=np.arange(len(x))%2, number=np.arange(len(x)))
-    s = from_images(x, cols, towers=up)
+    s = from_images(x, cols, channels_first=False, towers=up)
     order = data.draw(st.permutations(range(len(x))))
     t = s.select(order)
     same(t, x[order])
@@ -193,8 +193,8 @@ def test_select(jets, data):
 def test_a_reused_buffer_is_as_good_as_a_fresh_one(a, b, data):
     "Any sequence of batches, from more than one store of the same size of image"
     (x,up),(z,_) = a,b
-    s = from_images(x, towers=up)
-    t = s.select(np.argsort(x.reshape(len(x),-1).astype(float).sum(1))) if z.shape[1:]!=x.shape[1:] else from_images(z)
+    s = from_images(x, channels_first=False, towers=up)
+    t = s.select(np.argsort(x.reshape(len(x),-1).astype(float).sum(1))) if z.shape[1:]!=x.shape[1:] else from_images(z, channels_first=False)
     bs = data.draw(st.integers(1,8))
     buf = s.buffer(bs)
     for k in range(data.draw(st.integers(1,6))):
@@ -211,7 +211,7 @@ def test_torch_path_gives_the_same_images(jets, data):
     "The path for accelerators, run on torch's CPU operations"
     from jetbook.data.store import _images_torch
     x,up = jets
-    s = from_images(x, towers=up)
+    s = from_images(x, channels_first=False, towers=up)
     idx = torch.tensor(data.draw(st.lists(st.integers(0,len(x)-1), min_size=1, max_size=8)))
     t = s._replace(entries={k:(torch.tensor(o), torch.tensor(p.astype(np.int32)), torch.tensor(v)) for k,(o,p,v) in s.entries.items()})
     out = _images_torch(t, idx)

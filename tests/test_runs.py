@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 import jetbook.train.runs as runs
 from conftest import survives, tamper
 from jetbook.data.loaders import split
+from jetbook.data.paths import InUse, locked, OutputError
 from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore, toy_jets
 from jetbook.train.recipes import RESERVED, recipe
 from jetbook.train.runs import Run, compare, compare_plot, evaluate, fingerprint, fit_weights, load_bundle, predict, save_bundle, score, train
@@ -206,6 +207,30 @@ def test_a_training_that_diverges_says_so(rate, store, tmp_path):
     except Diverged as e:
         assert 'smaller lr_max' in str(e) and isinstance(e, FloatingPointError) and not (tmp_path/'r'/'model.safetensors').exists()
     else: assert np.isfinite(r.history.valid_loss).all() and all(v.isfinite().all() for v in load_bundle(r.path)[1].values())
+
+# --- two at once
+
+def test_a_folder_that_is_in_use_is_refused(run, store, tmp_path):
+    "Two trainings never share a folder, by `train` or by hand; a figure is not lost to another that is being written"
+    learn = test_clf(store, width=8)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    for write in (lambda: train('test_clf', store, tmp_path/'r', **ARGS), lambda: learn.save_run(tmp_path/'r')):
+        with locked(tmp_path/'r'), pytest.raises(InUse, match='another process is writing'): write()
+        assert not (tmp_path/'r').exists()
+
+def test_two_evaluations_at_once_keep_both(run, store, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    shutil.copytree(run.path, tmp_path/'r')
+    with ThreadPoolExecutor(2) as pool: list(pool.map(lambda part: evaluate(tmp_path/'r', store, part=part), ('valid', 'train')))
+    assert {'valid', 'train', 'fit'} <= set(Run(tmp_path/'r').metrics)
+
+def test_the_user_s_own_files_stay(run, store, tmp_path):
+    for name in ('thesis.tex', 'checkpoint/last.safetensors', '.notes.tmp', 'models/best.pth'):
+        out = tmp_path/name.replace('/', '-')
+        (out/name).parent.mkdir(parents=True)
+        (out/name).write_text('mine')
+        with pytest.raises(OutputError, match='holds files that are not of jetbook'): train('test_clf', store, out, **ARGS)
+        assert (out/name).read_text()=='mine' and len(list(out.iterdir()))==1
 
 # --- fastai's callbacks
 
@@ -423,7 +448,7 @@ def test_a_run_that_can_not_be_written_is_read(run, store, tmp_path):
         return m, s, [str(o.message) for o in w if 'not kept' in str(o.message)]
     (m,s,said),_ = survives(reader)
     assert m==evaluate(tmp_path/'twin', store) and (s==predict(tmp_path/'twin', store, test)).all() and len(said)==2
-    assert 'metrics and scores are not kept, as its folder cannot be written' in said[0]
+    assert 'new: its metrics and scores are not kept: ' in said[0] and 'may not be accessed' in said[0]
     assert not (new.path/'scores-test.safetensors').exists() and 'test' not in new.metrics
     new.path.chmod(0o755)
 

@@ -292,12 +292,13 @@ def _inflate(data, nbytes, bad):
 def h5_dataset(
     f: h5py.File,  # an open file
     name: str,  # path of the dataset in it
+    kinds: str = 'fiub',  # NumPy's letters for the types that are wanted; S: text of fixed length
 ):  # h5py.Dataset
     "Dataset `name`: numeric, in this very file, and really as large as it says"
     ds = _inside(f, name)
     if not isinstance(ds, h5py.Dataset):
         raise DataError(f'{name} is not a dataset', found=type(ds).__name__)
-    if ds.dtype.kind not in 'fiub':
+    if ds.dtype.kind not in kinds:
         raise DataError(f'{name} is not numeric', found=ds.dtype, expected='floats or integers')
     if ds.external or ds.is_virtual:
         found = 'external storage' if ds.external else 'a virtual dataset'

@@ -249,6 +249,7 @@ def _write_problem(e):
 def locked(
     folder: str | Path,  # an output folder; it is made
     keep: bool = True,  # False: at the end, remove the lock file, and the folder if nothing else is in it
+    wait: float = 0,  # seconds to wait for another process that holds it
 ):  # yields the folder
     "Hold the lock of a folder; an error if another process holds it. A new folder that stays empty is removed"
     from filelock import FileLock, SoftFileLock, Timeout
@@ -264,13 +265,13 @@ def locked(
     lock = FileLock(file)
     try:
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait)
         except (NotImplementedError, OSError) as e:
             if isinstance(e, Timeout) or getattr(e, 'errno', None) not in (None, *_NO_LOCKS):
                 raise
             file = folder / '.jetbook.lockfile'
             lock = SoftFileLock(file)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait)
     except Timeout:
         do = f'wait for it, or choose another folder (if no process does, delete {file})'
         raise InUse(f'{folder} is in use', found='another process is writing to it', do=do) from None
@@ -407,9 +408,14 @@ def file_kind(
     path: str | Path,  # a regular file
 ):  # (what it is, what to do with it); what to do is None for HDF5 and parquet
     "What a file is, by its first bytes"
-    with open(input_file(path), 'rb') as f:
-        head = f.read(4096)
-        blocks = [f.seek(n) and f.read(8) for n in (512, 1024, 2048, 4096, 8192)]  # where HDF5 may begin, too
+    path = input_file(path)
+    try:
+        with open(path, 'rb') as f:
+            head = f.read(4096)
+            blocks = [f.seek(n) and f.read(8) for n in (512, 1024, 2048, 4096, 8192)]  # HDF5 may begin there
+    except OSError as e:
+        what, do = os_problem(e) or (str(e), None)
+        raise DataError(f'{path.name} {what}', found=str(e), do=do) from e
     for magic, kind, do in _MAGIC:
         if head.startswith(magic):
             return kind, do

@@ -11,9 +11,9 @@ damages one file of it and calls what reads it. There are four good ends:
   what counts is that the store holds, bit for bit, what h5py or pyarrow reads from the damaged file;
 - *verify*: opening gave other numbers, and `jetbook verify` refuses the store.
 
-All others are findings: *foreign* (another exception), *crash*, *hang* (20 s), *memory* (256 MB more than
-before, for files below 2 MB), *silent* (other numbers and no error), *touched* (another file was changed),
-*escapes* (an error with control characters, which would reach the terminal).
+All others are findings: *foreign* (another exception), *crash*, *hang* (20 s of its own), *memory* (256 MB
+more than before, for files below 2 MB), *silent* (other numbers and no error), *touched* (another file was
+changed), *escapes* (an error with control characters, which would reach the terminal).
 
 **Kills.** Each verb that writes runs in a process that is ended by SIGKILL at a random moment, or just
 before a random one of its file operations (open for writing, rename, remove, mkdir), once to three times.

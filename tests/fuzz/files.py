@@ -154,7 +154,7 @@ def damaged(subject, seed, index, good, place):
     name = target_of(subject, folder, rng)
     others = sorted(p for p in good.glob('*/*.*') if p.is_file() and p.name != '.made')
     others = [p for p in others if kind_of(p) != kind_of(name)]
-    twin = good / subject.name / 'twin' / Path(name).relative_to('run') if name.startswith('run/') else None
+    twin = good / subject.name / 'twin' / name.partition('/')[2] if '/' in name else None
     return rng, *damage(folder / name, rng, others, twin), name
 
 

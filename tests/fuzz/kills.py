@@ -20,9 +20,10 @@ SECONDS = 60  # for a run that is not killed
 GOOD = ('whole',)
 BAD = 'stuck', 'lost', 'left', 'touched', 'broken', 'both', 'orphans', 'foreign', 'hang'
 
-Verb = namedtuple('Verb', 'name owner weight act result out mark', defaults=[None])
+Verb = namedtuple('Verb', 'name owner weight act result out mark begin', defaults=[None, None])
 Verb.__doc__ = """act(place, good, variant) writes `place / out`; result(place, good): what is there, as
-parts; mark: name of the file that shows a folder is ours, where two at once must not both win"""
+parts; mark: name of the file that shows a folder is ours, where two at once must not both win;
+begin(place, good): what is there before"""
 
 
 # --- the verbs -------------------------------------------------------------------------------------------
@@ -166,11 +167,13 @@ def _compared(place, good):
     return {r.name: S.steady(v) for r, v in zip(runs, tagger_scores(runs)['pfn_quick'])}
 
 
+def _a_run(place, good):
+    shutil.copytree(good / 'classifier' / 'run', place / 'out')
+
+
 def _evaluate(place, good, v):
     from jetbook.train.runs import evaluate
 
-    if not (place / 'out').exists():  # a run of the user's, finished before
-        shutil.copytree(good / 'classifier' / 'run', place / 'out')
     evaluate(place / 'out', S._jets(good), ('test', 'train')[v])
 
 
@@ -212,7 +215,7 @@ def verbs():
             'config.json',
         ),
         Verb('train graph', 'runs', 4, _trained('gcn', 'few', **small), _run, 'out', 'config.json'),
-        Verb('evaluate', 'runs', 6, _evaluate, _evaluated, 'out'),
+        Verb('evaluate', 'runs', 6, _evaluate, _evaluated, 'out', None, _a_run),
         Verb('fit mean_image', 'anomaly', 10, _fitted('mean_image'), _bundle, 'out', 'config.json'),
         Verb('fit ae', 'anomaly', 7, _fitted('ae', epochs=2), _bundle, 'out', 'config.json'),
         Verb('compress', 'anomaly', 6, _compress, _bytes('out.jetz'), 'out.jetz'),
@@ -308,11 +311,9 @@ def reference(verb, good, base):
     "Result, files, seconds and file operations of a run that nothing disturbs, for both variants"
     refs = []
     for v in range(2):
-        place = new_place(base)
         for _ in range(2 if v == 0 else 1):  # the first time is slower
-            shutil.rmtree(place)
-            place.mkdir()
-            r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), 6 * SECONDS)
+            place = new_place(base, verb, good)
+            r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), 10 * SECONDS)
         if 'parts' not in r:
             raise RuntimeError(f'{verb.name} does not run: {r}')
         refs.append(dict(r, names=listing(place)))
@@ -320,10 +321,18 @@ def reference(verb, good, base):
     return refs
 
 
-def new_place(base):
+def patience(ref):
+    "Seconds after which a run is said to hang"
+    return max(SECONDS, 8 * ref['seconds'])
+
+
+def new_place(base, verb, good):
+    "An empty folder, or with what is there before the verb runs"
     place = base / 'place'
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
+    if verb.begin:
+        verb.begin(place, good)
     return place
 
 
@@ -414,25 +423,24 @@ def _act(verb, place, good, v, kill_at, say):
     _tell(lambda: verb.act(place, good, v), say)
 
 
-def _kill_once(verb, place, good, v, ref, rng):
-    "Start and kill; how, or None if it was over before"
+def _kill_once(verb, place, good, v, ref, rng, share):
+    "Start and kill, in the first `share` of the run; how, or None if it was over before"
+    at, seconds = None, rng.uniform(0, share) * ref['seconds']
     if rng.random() < 0.4:
-        at = int(rng.integers(1, ref['events'] + 1))
-        r = collect(*pool.fork(_act, verb, place, good, v, at, group=True), 2 * SECONDS)
-        return f'before file operation {at}' if r['end'] == signal.SIGKILL else None
-    seconds = rng.uniform(0, 1.05) * ref['seconds']
-    pid, r = pool.fork(_act, verb, place, good, v, None, group=True)
-    time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    end = collect(pid, r)
-    left = _group_left(pid)
-    if left:
-        return f'{left} after {seconds:.3f} s'
-    return f'after {seconds:.3f} s' if end['end'] == signal.SIGKILL else None
+        at = int(rng.integers(1, max(int(ref['events'] * share), 1) + 1))
+    pid, r = pool.fork(_act, verb, place, good, v, at, group=True)
+    if at is None:
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    end = collect(pid, r, patience(ref))
+    how = f'after {seconds:.3f} s' if at is None else f'before file operation {at}'
+    if _group_left(pid, patience(ref) / 2):
+        return f'orphans {how}'
+    return how if end['end'] == signal.SIGKILL else None
 
 
-def _group_left(pid, seconds=15):
+def _group_left(pid, seconds):
     "Do processes of a killed process's group go on?"
     until = time.time() + seconds
     while True:
@@ -469,41 +477,48 @@ def run_kill(verb, seed, index, good, base, refs):
     rec = dict(id=f'k{seed}-{index}', subject=verb.name, owner=verb.owner)
     if rng.random() < 0.12:
         return dict(rec, **_rivals(verb, good, base, refs, rng))
-    place = new_place(base)
+    for share in (1, 0.6, 0.3, 0.1):  # until a kill comes before the end
+        end = _kill_and_look(verb, good, base, refs, rng, share)
+        if end['kills']:
+            break
+    return dict(rec, **end)
+
+
+def _kill_and_look(verb, good, base, refs, rng, share):
+    "One to three kills, each in the run that follows, and then the run that may end"
+    place = new_place(base, verb, good)
     mine = _plant(place, verb, rng)
     v = 0
     ref = refs[v]
     old = None
     if verb.mark is None and Path(verb.out).suffix and rng.random() < 0.3 and verb.name != 'graph cache':
-        old = _older(verb, place, good)
+        old = _older(verb, place, good, ref)
     how = []
     for _ in range(int(rng.choice([1, 2, 3], p=[0.75, 0.2, 0.05]))):
-        said = _kill_once(verb, place, good, v, ref, rng)
+        said = _kill_once(verb, place, good, v, ref, rng, share)
         if said is None:
             break
         how.append(said)
         if 'orphans' in said:
-            return dict(rec, kills=len(how), how=how, end='orphans')
+            return dict(kills=len(how), how=how, end='orphans')
         if _half(verb, place, good, refs, old):
-            return dict(
-                rec, kills=len(how), how=how, end='broken', text=f'under {verb.out} lies what is not whole'
-            )
+            return dict(kills=len(how), how=how, end='broken', text=f'{verb.out} is not whole')
         if rng.random() < 0.3:
             mine.update(_plant_inside(place, verb, rng))
     end = _again(verb, place, good, v, ref, mine)
     shutil.rmtree(place)
-    return dict(rec, kills=len(how), how=how, over=old is not None, **end)
+    return dict(kills=len(how), how=how, over=old is not None, **end)
 
 
-def _older(verb, place, good):
+def _older(verb, place, good, ref):
     "The other variant is there already; its bytes"
-    collect(*pool.fork(_act, verb, place, good, 1, None))
+    collect(*pool.fork(_act, verb, place, good, 1, None), patience(ref))
     return (place / verb.out).read_bytes()
 
 
 def _again(verb, place, good, v, ref, mine):
     "Run again: is all well?"
-    r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True))
+    r = collect(*pool.fork(_act_and_look, verb, place, good, v, group=True), patience(ref))
     more = {k: r[k] for k in ('text', 'at', 'type', 'trace') if k in r}
     if r.get('end') == 'hang':
         return dict(end='hang')
@@ -518,9 +533,11 @@ def _again(verb, place, good, v, ref, mine):
     differs = [k for k, p in ref['parts'].items() if r['parts'].get(k) != p]
     if differs or set(r['parts']) != set(ref['parts']):
         return dict(end='lost', text='other ' + ', '.join(differs or sorted(r['parts'])))
-    left = listing(place) - ref['names'] - set(mine) - _folders(mine)
-    if left:
+    names = listing(place)
+    if left := names - ref['names'] - set(mine) - _folders(mine):
         return dict(end='left', text=', '.join(sorted(left)[:5]))
+    if missing := ref['names'] - names:
+        return dict(end='lost', text='not there: ' + ', '.join(sorted(missing)[:5]))
     return dict(end='whole')
 
 
@@ -529,13 +546,13 @@ def _again(verb, place, good, v, ref, mine):
 
 def _rivals(verb, good, base, refs, rng):
     "Two different runs into one place: one wins, and the other says so; files may be replaced as a whole"
-    place = new_place(base)
+    place = new_place(base, verb, good)
     mine = _plant(place, verb, rng)
     started = []
     for v in range(2):
         started.append(pool.fork(_act, verb, place, good, v, None, group=True))
         time.sleep(rng.uniform(0, 0.3) * refs[0]['seconds'] * (v == 0))
-    ends = [collect(*s) for s in started]
+    ends = [collect(*s, patience(refs[0])) for s in started]
     runs = [e.get('run') for e in ends]
     how = ['two at once', str(runs)]
     res = dict(kills=0, how=how, rivals=True)

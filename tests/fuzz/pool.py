@@ -20,15 +20,26 @@ class Hang(BaseException):
     "An operation that takes too long; no `except Exception` catches it"
 
 
-def _ring(signum, frame):
-    raise Hang
+def delayed(pid='self'):
+    "Seconds for which a process could have run, had the machine not been busy with others"
+    try:
+        with open(f'/proc/{pid}/schedstat') as f:
+            return int(f.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 @contextlib.contextmanager
 def limit(seconds):
-    "Raise `Hang` after so many seconds"
-    old = signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again each second, should one be swallowed
+    "Raise `Hang` after so many seconds; those in which other processes had the processor don't count"
+    begin = time.time() - delayed()
+
+    def ring(signum, frame):
+        if time.time() - delayed() - begin >= seconds:
+            raise Hang
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again each second
     try:
         yield
     finally:
@@ -95,16 +106,21 @@ def listen(pid, r, seconds):
     rest = b''
     end = None
     deadline = time.time() + seconds
+    lost = delayed(pid)
     try:
         while True:
             ready, _, _ = select.select([r], [], [], max(deadline - time.time(), 0))
             if not ready:
+                now = delayed(pid)
+                if now - lost > 1:  # it had to wait for the processor
+                    deadline, lost = time.time() + now - lost, now
+                    continue
                 end = 'hang'
                 break
             data = os.read(r, 65536)
             if not data:
                 break
-            deadline = time.time() + seconds  # it is alive
+            deadline, lost = time.time() + seconds, delayed(pid)  # it is alive
             *lines, rest = (rest + data).split(b'\n')
             for line in lines:
                 yield json.loads(line)

@@ -369,6 +369,7 @@ def _fit(name, out, store, **kwargs):
 def _make_fit(name):
     def make(folder, good):
         _fit(name, folder / 'bundle', _jets(good))
+        _fit(name, folder / 'twin', _jets(good).select(np.arange(100)))
         for p in folder.rglob('*.png'):
             p.unlink()
 
