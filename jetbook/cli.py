@@ -322,9 +322,38 @@ _STORE = arg('-o', '--output', required=True, metavar='STORE', help='the packed 
 _OVERWRITE = arg('--overwrite', action='store_true', help='replace an existing file')
 _SOURCE = [
     arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
+    arg('--image', metavar='KEY', help="key of the images, if it is not the layout's"),
     arg('--channels', metavar='A,B,…', help="channel names, if they are not the layout's"),
-    arg('--label', metavar='NAME', help="column with the class, 0 or 1, if it is not the layout's"),
+    arg(
+        '--channels-first',
+        action=argparse.BooleanOptionalAction,
+        help='are images (C, H, W) or (H, W, C)? default: recognised by their shape',
+    ),
+    arg(
+        '--label',
+        metavar='NAME[=VALUE]',
+        help="column with the class, if it is not the layout's, and the value that is class 1",
+    ),
 ]
+_HOW = [
+    arg(
+        '--negative',
+        choices=('raise', 'zero', 'keep'),
+        help='what to do with negative pixels; default: keep in signed channels, else raise',
+    ),
+    arg(
+        '--bad',
+        choices=('error', 'drop', 'keep'),
+        default='error',
+        help='jets with values that are not finite, or impossible labels: stop, leave out or keep (default: error)',
+    ),
+]
+
+
+def _source(a):
+    "What the options say of a source"
+    keys = ('layout', 'image', 'channels_first', 'label')
+    return dict(channels=_names(a.channels), **{k: getattr(a, k) for k in keys})
 
 
 def _plain(o):
@@ -457,7 +486,7 @@ def _size(path):
         type=_whole(),
         default=2000,
         metavar='N',
-        help='dense files: read the first N jets (default: 2000)',
+        help='dense files: read N jets, from all over the file (default: 2000)',
     ),
     _JSON,
     example='  jetbook info jets.hdf5\n  jetbook info sample:qg',
@@ -489,6 +518,8 @@ def _print_info(file, r):
     if l := r['labels']:
         lit = f'{l["tracks_y0"]:.2f} lit track pixels a jet where y=0, {l["tracks_y1"]:.2f} where y=1'
         print(f'\nlabels: {l["verdict"]} ({lit}: {l["sigmas"]:.1f} sigma apart)')
+    for i, note in enumerate(r['notes']):
+        print(f'{"" if i else chr(10)}note: {note}')
 
 # %% ../nbs/10_cli.ipynb #46280d35
 @verb(
@@ -496,6 +527,7 @@ def _print_info(file, r):
     arg('store', metavar='STORE', help='a packed store, or sample:NAME'),
     arg('source', metavar='SOURCE', nargs='*', help='what it was packed from'),
     *_SOURCE,
+    *_HOW,
     _JSON,
     example='  jetbook verify jets.jets.h5 jets.hdf5',
 )
@@ -503,8 +535,8 @@ def _verify(a):
     "Check a store, and that its jets are bit for bit those of the source"
     from jetbook.data.files import verify
 
-    source = dict(layout=a.layout, channels=_names(a.channels), label=a.label)
-    r = verify(_path(a.store), a.source or None, progress=not a.quiet, **source)
+    source = a.source or None
+    r = verify(_path(a.store), source, not a.quiet, a.negative, a.bad, **_source(a))
     if a.json:
         return _print_json(r)
     same = f'all of them, and their columns, are bit for bit those of {", ".join(a.source)}'
@@ -518,19 +550,23 @@ def _verify(a):
         'source',
         metavar='SOURCE',
         nargs='+',
-        help='HDF5 or parquet files or a folder; several make one store',
+        help='HDF5 or parquet files or a folder; several make one store; FILE:1 gives all its jets class 1',
     ),
     _STORE,
     *_SOURCE,
     arg('--towers', type=_whole(), default=5, metavar='N', help='tower size in pixels (default: 5; 1: none)'),
+    *_HOW,
     arg(
-        '--negative',
-        choices=('raise', 'zero', 'keep'),
-        help='what to do with negative pixels; default: keep in signed channels, else raise',
+        '--cell',
+        type=float,
+        metavar='X',
+        help='width of a pixel in eta and phi, for masses; default: the layout\'s',
     ),
     arg('--float16', action='store_true', help='round values to half precision'),
     _OVERWRITE,
-    example='  jetbook pack jets.hdf5 -o jets.jets.h5\n\nRun it again to resume a pack that was stopped.',
+    example='  jetbook pack jets.hdf5 -o jets.jets.h5\n'
+    '  jetbook pack signal.h5:1 background.h5:0 -o jets.jets.h5\n\n'
+    'Run it again to resume a pack that was stopped.',
 )
 def _pack(a):
     "Pack dense jet images into a store, without loss"
@@ -539,14 +575,14 @@ def _pack(a):
     s = pack(
         a.source,
         _unused(a),
-        a.layout,
-        _names(a.channels),
-        a.towers,
-        a.negative,
-        'float16' if a.float16 else 'float32',
-        a.overwrite,
+        towers=a.towers,
+        negative=a.negative,
+        value_dtype='float16' if a.float16 else 'float32',
+        overwrite=a.overwrite,
         progress=not a.quiet,
-        label=a.label,
+        bad=a.bad,
+        cell=a.cell,
+        **_source(a),
     )
     print(f'{s.path}: {len(s):,} jets, {_size(s.path)}')
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
-           'ConfigError', 'MissingExtra', 'require', 'native', 'check_cell', 'JetStore', 'raise_store_error',
-           'first_not_finite', 'check_columns', 'Target', 'njit', 'kernel', 'Buffer', 'check_mapped', 'Ragged',
-           'show_jet', 'toy_jets', 'find_target']
+           'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'native', 'check_cell',
+           'JetStore', 'raise_store_error', 'first_not_finite', 'check_columns', 'Target', 'njit', 'kernel', 'Buffer',
+           'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import difflib
 import functools
 import importlib
+import inspect
 import operator
 import os
 import re
@@ -79,6 +80,24 @@ class ConfigError(JetbookError, ValueError):
 class MissingExtra(JetbookError, ImportError):
     "An optional package that is not installed"
 
+# %% ../../nbs/00_data.ipynb #d55bdfdf
+class UnknownKeyword(ConfigError, TypeError):
+    "A keyword that a function does not have"
+
+
+def check_keywords(
+    given,  # names of the keywords
+    *functions,  # those that they are passed to
+):
+    "Refuse keywords that are parameters of none of the functions"
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    known = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    for k in given:
+        if k not in known:
+            near = difflib.get_close_matches(k, known, 1)
+            do = f'did you mean {near[0]}?' if near else None
+            raise UnknownKeyword(f'{functions[0].__name__} has no parameter {k}', found=k, do=do)
+
 # %% ../../nbs/00_data.ipynb #d3c2e385
 def require(
     module: str,  # name of the module to import
@@ -132,7 +151,7 @@ def check_cell(
 _ELSEWHERE = {
     'jetbook.data.hdf5': ('check', 'save'),
     'jetbook.data.files': ('to_dense',),
-    'jetbook.data.loaders': ('dataloaders',),
+    'jetbook.data.loaders': ('dataloaders', 'new_empty'),
 }
 
 # %% ../../nbs/00_data.ipynb #83b9d294
@@ -249,6 +268,7 @@ def first_not_finite(
 def check_columns(
     columns: dict,  # column name -> array
     n: int,  # number of jets
+    labels: bool = True,  # look at the labels' values, too?
 ):
     "Refuse columns that are not one number per jet, and labels other than 0 and 1"
     for k, v in columns.items():
@@ -257,7 +277,7 @@ def check_columns(
             raise DataError(f'Column {k} has a wrong shape', found=v.shape, expected=(n,), do=do)
         if v.dtype.kind not in 'fiub':
             raise DataError(f'Column {k} is not numeric', found=v.dtype, expected='floats or integers')
-    for k in ALIASES['label']:
+    for k in ALIASES['label'] if labels else ():
         if k in columns and (bad := np.setdiff1d(columns[k], [0, 1])).size:
             do = 'drop those jets, or give the column another name'
             raise DataError(f'Labels in column {k} other than 0 and 1', bad[:5].tolist(), '0 or 1', do)
@@ -822,6 +842,32 @@ def select(
     return new if idx is None else new._pick(self.indices(idx))
 
 
+def join(
+    stores,  # JetStores of the same channels, size and granularity
+):  # JetStore, the jets of one after those of the other
+    "One store of the jets of several; it has the columns that all of them have"
+    stores = [s.to('cpu') for s in stores]
+    if not stores:
+        raise DataError('Nothing to join', found='no stores', expected='at least one')
+    a = stores[0]
+    for s in stores[1:]:
+        for what in ('height', 'width', 'channels', 'upsample', 'cell'):
+            found, expected = getattr(s, what), getattr(a, what)
+            if found != expected:
+                do = 'pack the files in the same way (channels, towers)'
+                raise DataError(f'Stores of different {what} cannot be joined', found, expected, do)
+    entries = {}
+    for k in a.channels:
+        offsets, pixel, value = zip(*(s.entries[k] for s in stores))
+        starts = np.cumsum([0, *(o[-1] for o in offsets)])
+        offsets = np.concatenate([[0], *(o[1:] + first for o, first in zip(offsets, starts))])
+        entries[k] = (offsets, np.concatenate(pixel), np.concatenate(value))
+    common = [k for k in a.columns if all(k in s.columns for s in stores)]
+    columns = {k: np.concatenate([s.columns[k] for s in stores]) for k in common}
+    source = ' + '.join(dict.fromkeys(s.source for s in stores))
+    return JetStore.from_entries(entries, a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
+
+
 def _take(entries, idx):
     "The entries of jets `idx` of one channel"
     offsets, pixel, value = entries
@@ -861,6 +907,28 @@ def __getitem__(
 def __iter__(self: JetStore):
     "The jets, one after the other, each as a dict"
     return (self[i] for i in range(len(self)))
+
+# %% ../../nbs/00_data.ipynb #f8f6fc68
+@kernel
+def _mix(offsets, pixel, bits, c, out):
+    "Add a hash of each entry of channel `c` to its jet's number in `out` (N,); the order does not matter"
+    for i in range(len(offsets) - 1):
+        for k in range(offsets[i], offsets[i + 1]):
+            x = np.uint64(bits[k]) << np.uint64(24) | np.uint64(pixel[k]) << np.uint64(8) | np.uint64(c)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            out[i] += x ^ (x >> np.uint64(31))
+
+
+@patch
+def twins(self: JetStore):  # int64 (N,): index of the first jet with the same entries, its own for the first
+    "Which jets are the same as an earlier one; jets without entries are left out"
+    s = self.to('cpu')
+    out = np.zeros(len(s), np.uint64)
+    for c, (offsets, pixel, value) in enumerate(s.entries.values()):
+        _mix(offsets, pixel, value.view(np.uint32), c, out)
+    first, group = np.unique(out, return_index=True, return_inverse=True)[1:]
+    return np.where(out == 0, np.arange(len(s)), first[group])
 
 # %% ../../nbs/00_data.ipynb #7ab1befa
 @patch(as_prop=True)

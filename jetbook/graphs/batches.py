@@ -20,9 +20,8 @@ from fastcore.basics import patch
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from ..data.store import ALIASES, ConfigError, DataError, JetStore, njit, Ragged
-from ..data.paths import atomic_path
-from ..data.loaders import Split, StoreDL
-from ..data.loaders import split as split_jets
+from ..data.paths import atomic_path, checksum, input_file, output_file
+from ..data.loaders import as_split, Split, StoreDL
 from ..train.runs import fingerprint
 from jetbook.graphs.nodes import (
     feature_names,
@@ -360,11 +359,6 @@ class GraphDL(StoreDL):
         super().__init__(store.to('cpu'), idx, **kwargs)
 
     @property
-    def vocab(self):
-        "Names of the classes"
-        return list(self.dataset.classes)
-
-    @property
     def n_features(self):
         "Number of features of a node"
         return len(feature_names(self.spec.features, self.dataset.channels))
@@ -430,7 +424,7 @@ def graph_dls(
     cache=None,  # file for the graphs; default: make them for each batch
 ):  # DataLoaders
     "fastai DataLoaders of graphs"
-    split = split or split_jets(store)
+    split = as_split(store, split)
     device = torch.device(device or default_device())
     if cache is not None and not isinstance(cache, GraphCache):
         cache = cache_graphs(store, cache, spec)
@@ -553,17 +547,8 @@ class GraphCache:
         self,
         path: str | Path,  # the file, `*.safetensors`
     ):
-        self.path = Path(path)
-        try:
-            with safetensors.safe_open(self.path, 'np') as f:
-                self.meta = f.metadata() or {}
-                self.arrays = {k: f.get_tensor(k) for k in f.keys()}
-        except (OSError, safetensors.SafetensorError) as e:
-            do = 'remove it, so that it is made again'
-            raise DataError(f'{self.path.name} cannot be read', found=str(e)[:200], do=do) from e
-        if (kind := self.meta.get('format')) != 'jetbook-graphs':
-            expected = 'format "jetbook-graphs"'
-            raise DataError(f'{self.path.name} holds no graphs', found=str(kind)[:40], expected=expected)
+        self.path = input_file(path)
+        self.meta, self.arrays = _read_cache(self.path)
         _check_cache(self.path.name, self.arrays)
         self.start = None
         if 'degree' in self.arrays:
@@ -583,6 +568,54 @@ class GraphCache:
                     expected=v[:300],
                     do='name another file, or remove this one',
                 )
+        _check_fit(self, store, spec)
+
+
+_AGAIN = 'remove it, so that it is made again'
+
+
+def _read_cache(path):
+    "Metadata and arrays of a file of graphs, whose checksums are compared"
+    try:
+        with safetensors.safe_open(path, 'np') as f:
+            meta = f.metadata() or {}
+            arrays = {k: f.get_tensor(k) for k in f.keys()}
+    except (OSError, TypeError, ValueError, safetensors.SafetensorError) as e:
+        raise DataError(f'{path.name} cannot be read', found=str(e)[:200], do=_AGAIN) from e
+    if (kind := meta.get('format')) != 'jetbook-graphs':
+        expected = 'format "jetbook-graphs"'
+        raise DataError(f'{path.name} holds no graphs', found=str(kind)[:40], expected=expected)
+    if meta.pop('crc32', '') != _checksums(arrays, meta):
+        raise DataError(f'{path.name} is damaged', found='checksums that do not match', do=_AGAIN)
+    return meta, arrays
+
+
+def _checksums(arrays, meta):
+    "CRC-32 of each array and of the metadata, as text"
+    texts = {f'text of {k}': checksum(v.encode()) for k, v in meta.items()}
+    return json.dumps({**{k: checksum(v) for k, v in arrays.items()}, **texts}, sort_keys=True)
+
+
+def _check_fit(cache, store, spec):
+    "Complain unless there are as many jets, features and edge attributes as there must be"
+    a = cache.arrays
+    wide = sum(2 if k == 'relative' else 1 for k in spec.edge_attr)
+    found = dict(
+        jets=len(a['offsets']) - 1,
+        features=a['x'].shape[1],
+        edges='degree' in a,
+        weights='edge_weight' in a,
+        attributes=a['edge_attr'].shape[1] if 'edge_attr' in a else 0,
+    )
+    expected = dict(
+        jets=len(store),
+        features=len(feature_names(spec.features, store.channels)),
+        edges=spec.edges is not None,
+        weights=spec.weights is not None,
+        attributes=wide,
+    )
+    if found != expected:
+        raise DataError(f'{cache.path.name} is damaged', found=found, expected=expected, do=_AGAIN)
 
 
 def _identity(store, spec):
@@ -614,9 +647,11 @@ def _check_cache(name, a):
 def _bad_arrays(a):
     if {'x', 'pos', 'offsets'} - set(a) or set(a) - set(_KINDS):
         return ', '.join(sorted(a)) or 'nothing'
-    return next(
-        (f'{k}: {v.dtype} {v.shape}' for k, v in a.items() if (v.dtype.name, v.ndim) != _KINDS[k]), None
-    )
+    for k, v in a.items():
+        if (v.dtype.name, v.ndim) != _KINDS[k]:
+            return f'{k}: {v.dtype} {v.shape}'
+        if v.dtype.kind == 'f' and v.size and not (np.isfinite(v.min()) and np.isfinite(v.max())):
+            return f'{k}: NaN or infinite'
 
 
 def _bad_nodes(a):
@@ -649,13 +684,16 @@ def cache_graphs(
     chunk: int = 1024,  # jets processed at a time
 ):  # GraphCache
     "Make the graphs of all jets of a store and save them in a file; an existing file of these graphs is used"
-    path = Path(path)
+    path = output_file(path)
+    if not len(store):
+        raise DataError('There are no jets to make graphs of', found=store.source or 'an empty store')
     if not path.exists():
         parts = [_to_keep(graphs(store, slice(i, i + chunk), spec)) for i in range(0, len(store), chunk)]
         arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         arrays['offsets'] = np.concatenate([[0], np.cumsum(arrays.pop('size'))])
         with atomic_path(path) as f:
-            f.write_bytes(save(arrays, _identity(store, spec)))
+            meta = _identity(store, spec)
+            f.write_bytes(save(arrays, {**meta, 'crc32': _checksums(arrays, meta)}))
     res = GraphCache(path)
     res.check(store, spec)
     return res

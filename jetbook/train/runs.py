@@ -967,18 +967,18 @@ def save_run(
     if made is None:
         raise ConfigError('The Learner was not made by a recipe', do='make it with one: learn = sage(store)')
     path = output_folder(path, 'config.json')
-    if (path / 'config.json').exists():
-        raise ConfigError(f'{path.name} already holds a run', do='choose another folder')
     r, rows, rates = get_recipe(made['recipe']), _rows(self), list(self.recorder.lrs)
     training = dict(seed=None, epochs=len(rows), lr_max=max(rates), lr_found=False, schedule='by hand')
-    write_json(
-        path / 'config.json', _config(r, made['store'], r.check(made['settings']), made['split'], **training)
-    )
-    run = Run(path)
-    _write_jets(run, made['store'], made['split'])
-    _write_history(run, rows)
-    _finish(self, run, rows, _like_epoch(self, rows))
-    _save_plots(self, run)
+    config = _config(r, made['store'], r.check(made['settings']), made['split'], **training)
+    with locked(path):
+        if (path / 'config.json').exists():
+            raise ConfigError(f'{path.name} already holds a run', do='choose another folder')
+        write_json(path / 'config.json', config)
+        run = Run(path)
+        _write_jets(run, made['store'], made['split'])
+        _write_history(run, rows)
+        _finish(self, run, rows, _like_epoch(self, rows))
+        _save_plots(self, run)
     return run
 
 
@@ -1189,9 +1189,9 @@ def evaluate(
     res, arrays = metrics_of(learn, learn.dls.test_dl(_fitting(run, store, learn), idx=idx, bs=bs))
     check_scores(arrays, run.name)
     scores = {k: torch.as_tensor(v) for k, v in dict(arrays, jet=idx).items()}
-    m = _count_reading(run) if part == 'test' else run.metrics
-    with _kept_if_possible(run, 'metrics and scores'):
+    with _kept_if_possible(run, 'metrics and scores'), locked(run.path, wait=20):
         save_tensors(run.path / f'scores-{part}.safetensors', scores)
+        m = _count_reading(run) if part == 'test' else run.metrics
         write_json(run.path / 'metrics.json', {**m, part: {**res, 'source': store.source}})
     return res
 
@@ -1203,7 +1203,7 @@ def _kept_if_possible(run, what):
         yield
     except OSError as e:
         said = e.what if isinstance(e, JetbookError) else str(e)
-        warnings.warn(f'{run.name}: its {what} are not kept, as its folder cannot be written ({said})')
+        warnings.warn(f'{run.name}: its {what} are not kept: {said}')
 
 
 def _part(run, store, part):
@@ -1307,7 +1307,7 @@ def _own_jets(run, store, idx):
         of = f'{n:,} of these {len(idx):,} jets'
         warnings.warn(f'{run.name} was trained on {of}: their scores are better than those of new jets')
     if of_test.any():
-        with _kept_if_possible(run, 'readings of the test part'):
+        with _kept_if_possible(run, 'readings of the test part'), locked(run.path, wait=20):
             write_json(run.path / 'metrics.json', _count_reading(run))
 
 # %% ../../nbs/01d_runs.ipynb #942e9d92
