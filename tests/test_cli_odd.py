@@ -164,10 +164,10 @@ jetbook train conv_ae w.jets.h5 -o /dev/null | is a device
 jetbook train conv_ae w.jets.h5 -o ae --epochs 2 | another run
 jetbook train conv_ae text.h5 -o x | text
 jetbook train conv_ae cms.h5 -o x | pack it first
-jetbook train gcn cms.jets.h5 -o x --set k=0 --epochs 1 -q | k is out of range
+jetbook train gcn cms.jets.h5 -o x --set k=0 --epochs 1 -q | out of range
 jetbook evaluate tagger | name the store
 jetbook evaluate tagger w.jets.h5 | not trained on this store
-jetbook evaluate tagger cms.jets.h5 --part all | another store
+jetbook evaluate tagger cms.jets.h5 --part all | --part test
 jetbook evaluate thesis cms.jets.h5 | is this a run folder?
 jetbook evaluate cms.jets.h5 cms.jets.h5 | cms.jets.h5
 jetbook predict tagger cms.jets.h5 -o - --json -q | leave out one of them
@@ -202,6 +202,28 @@ jetbook scan det w.jets.h5 -o thesis | is a folder
 jetbook search w.jets.h5 --background top -o x | QCD or W
 jetbook search w.jets.h5 --background QCD --methods nothing -o x | No such recipe
 jetbook search w.jets.h5 --background QCD --methods mean_image --n-train 1 --seeds 1 -o x -q | Too few
+jetbook info /dev/null | /dev/null
+jetbook train dense_vae cms.jets.h5 -o x | 1 channel
+jetbook train dirichlet_vae cms.jets.h5 -o x | 1 channel
+jetbook train latent_ae cms.jets.h5 -o x | 1 channel
+jetbook train remapped_ae cms.jets.h5 -o x | 1 channel
+jetbook train normalised_ae cms.jets.h5 -o x | 1 channel
+jetbook train nae cms.jets.h5 -o x | jetbook fit nae
+jetbook train sage_r2 cms.jets.h5 -o x --set layers=0 | out of range
+jetbook train particle_transformer cms.jets.h5 -o x --set layers=1000000 | out of range
+jetbook train particle_transformer cms.jets.h5 -o x --set heads=7 | heads
+jetbook train particle_net cms.jets.h5 -o x --set widths=[] | widths
+jetbook train dense_vae w.jets.h5 -o x --set power=-1 | power
+jetbook train conv_ae w.jets.h5 -o x --set channels=[] | channels
+jetbook train ensemble cms.jets.h5 -o x --set members=[] | members
+jetbook fit mean_image w.jets.h5 -o x --set power=-1 | power
+jetbook fit surrogates w.jets.h5 -o x --set trees=0 | trees
+jetbook fit gmm_observables w.jets.h5 -o x --set columns=[] | columns
+jetbook fit pca w.jets.h5 -o x --set n_components=100000 | out of range
+jetbook fit knn_observables w.jets.h5 -o x --set k=0 | out of range
+jetbook fit mean_image w.jets.h5 -o thesis | thesis.tex
+jetbook scan det w.jets.h5 -o x.jets.h5 --top 100000 | 1 to 100
+jetbook scan det w.jets.h5 -o w.jets.h5 --overwrite | being read
 jetbook demo -o thesis | another folder
 jetbook demo -o text.h5 | folder
 jetbook demo -o x --jets 1 | 20 to 24,000
@@ -248,6 +270,12 @@ def test_errors(folder, line, words):
     assert status == 1 and words in err and 'jetbook: ' in err, (status, err)
     assert any(f'\n  {k}: ' in err for k in ('Found', 'Expected', 'Do'))
     assert _files(folder) == before  # nothing was made, nothing touched
+
+
+@pytest.mark.parametrize('lr', ['1e9', '1e30'])
+def test_a_training_that_diverges(folder, lr):
+    status, out, err = here(f'jetbook train pfn_quick cms.jets.h5 -o lr{lr} --lr {lr} --epochs 1 --set bs=8 -q', folder)
+    assert (status, out) == (1, '') and 'diverged' in err and 'smaller' in err and 'Traceback' not in err
 
 
 @pytest.mark.parametrize('line,words', lines(FINE))

@@ -161,3 +161,75 @@ def test_samples_of_a_batch():
     images = dls.valid.decode_batch(b, max_n=3)
     eq(len(images), 3)
     eq(images[0][0], b[0][0])
+
+
+@pytest.fixture(scope='module')
+def learn(store):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AvgPool2d(25, divisor_override=1), nn.Flatten(), nn.BatchNorm1d(75), nn.Linear(75, 2))
+    learn = Learner(jet_dls(store, bs=64), net, CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.05)
+    return learn
+
+
+def test_predictions_of_single_jets(learn, store):
+    "By index, as a store gives a jet, or as an image of one's own"
+    i = int(learn.dls.split.test[0])
+    name, index, p = learn.predict(i)
+    assert name in ('gluon', 'quark') and name == learn.dls.vocab[int(index)] and p.argmax() == index
+    x = store.images([i])[0]
+    own = store[i]['image']
+    for item in (own, own.numpy(), store[i], x.permute(1, 2, 0), own.double(), np.int64(i)):
+        eq(learn.predict(item)[2], p)
+    p2 = learn.get_preds(dl=learn.dls.test_dl([own, own]))[0]
+    close(p2[1], p, 1e-6)
+    fails(lambda: learn.predict(torch.zeros(3, 25, 25)), contains='(3, 125, 125): Tracks, ECAL, HCAL')
+    fails(lambda: learn.predict(torch.full((3, 125, 125), float('nan'))), contains='not finite')
+    fails(lambda: learn.predict(600), contains='No jet of that index')
+
+
+def test_interpretation(learn, store):
+    import matplotlib.pyplot as plt
+
+    interp = ClassificationInterpretation.from_learner(learn)
+    eq(interp.confusion_matrix().shape, (2, 2))
+    interp.plot_top_losses(3)
+    titles = [a.get_title() for a in plt.gcf().axes]
+    assert any(t.startswith(('gluon\nsays quark, loss', 'quark\nsays gluon, loss')) for t in titles)
+    interp.plot_confusion_matrix()
+    eq([o.get_text() for o in plt.gca().get_xticklabels()], ['gluon', 'quark'])
+    interp.print_classification_report()
+    losses, i = interp.top_losses(3)
+    eq(interp[i][1].shape, (3, 2))
+    plt.close('all')
+
+
+def test_export(learn, store, tmp_path):
+    "What fastai's `export` writes predicts the same, and holds no jets"
+    learn.path = tmp_path
+    learn.export()
+    assert (tmp_path / 'export.pkl').stat().st_size < 200_000
+    again = torch.load(tmp_path / 'export.pkl', weights_only=False)
+    eq(len(again.dls.valid_ds), 0)
+    eq(again.predict(store[3]['image'])[2], learn.predict(3)[2])
+    eq(len(learn.dls.valid_ds), 600)
+
+
+def test_vision_learner(store):
+    from fastai.data.core import Transform
+    from fastai.vision.all import Normalize, resnet18, vision_learner
+
+    dls = jet_dls(store.select(np.arange(40)), bs=8)
+    eq((dls.c, dls.train.c, list(dls.vocab)), (2, 2, ['gluon', 'quark']))
+    learn = vision_learner(dls, resnet18, pretrained=False, loss_func=CrossEntropyLossFlat())
+    eq(learn.model(torch.zeros(2, 3, 125, 125)).shape, (2, 2))
+    assert learn.predict(3)[0] in ('gluon', 'quark')
+
+    class Double(Transform):
+        def encodes(self, x: torch.Tensor):
+            return 2 * x if x.ndim == 4 else x
+
+    dls.add_tfms([Normalize.from_stats([0.5] * 3, [0.5] * 3), Double()], 'after_batch')  # as it does if pretrained
+    eq(dls.valid.one_batch()[0], 2 * store.images(dls.split.valid[:8]))
+    eq(dls.test_dl([1]).one_batch()[0], 2 * store.images([1]))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Split', 'split', 'own_split', 'split_files', 'as_split', 'jet_keys', 'Loan', 'BatchPool', 'epoch_order', 'StoreDL',
-           'JetDL', 'jet_dls']
+           'JetDL', 'jet_dls', 'JetImages']
 
 # %% ../../nbs/00g_loaders.ipynb #ae571506
 import base64
+import functools
 import hashlib
 import threading
 import warnings
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import CategoryMap
 from fastai.torch_basics import default_device, Pipeline
 from fastcore.basics import patch
+from fastcore.foundation import L
 from fastcore.meta import delegates
 import jetbook.data.hdf5
 from .store import ConfigError, DataError, JetStore, join, show_jet
@@ -478,6 +481,7 @@ class StoreDL(DataLoader):
     ):
         if bs < 1:
             raise ConfigError('A batch needs a jet', found=bs, expected='bs of 1 or more')
+        kwargs.setdefault('after_batch', Pipeline([]))  # where fastai's `dls.add_tfms` puts transforms
         self.idx = store.check().indices(idx)
         self.seed = seed
         self.split_idx = split_idx
@@ -493,6 +497,21 @@ class StoreDL(DataLoader):
     ):  # tuple of tensors, inputs first
         "The batch of jets `idx`"
         raise NotImplementedError('make(idx) -> batch')
+
+    @property
+    def vocab(self):
+        "Names of the classes, as fastai's interpretation wants them"
+        return CategoryMap(list(self.dataset.classes), sort=False)
+
+    @property
+    def c(self):
+        "Number of classes"
+        return len(self.dataset.classes)
+
+    @property
+    def items(self):
+        "Indices of the jets, in the order of `idx`"
+        return self.idx.tolist()
 
 # %% ../../nbs/00g_loaders.ipynb #52167ec1
 @patch
@@ -526,6 +545,7 @@ def to(
 def settings(self: StoreDL):  # dict
     "The arguments that make a loader like this one"
     fixed = {n: getattr(self, n) for n in self._methods if n in vars(self)}
+    fixed['after_batch'] = Pipeline(self.after_batch.fs, split_idx=self.split_idx)
     return dict(
         bs=self.bs,
         shuffle=self.shuffle,
@@ -540,18 +560,55 @@ def settings(self: StoreDL):  # dict
 @patch
 def new(
     self: StoreDL,
-    dataset=None,  # other jet indices, or another store; default: the same jets
+    dataset=None,  # other jet indices, another store, or a list of images or of single jets; default: the same
     cls=None,  # class of the new loader
     idx=None,  # which jets of another store; default: all
     **kwargs,  # arguments to change
 ):  # StoreDL
     "A loader like this one, of other jets"
+    for ignored in (
+        'process',
+        'rm_type_tfms',
+        'with_labels',
+    ):  # what fastai passes to loaders of its own kind
+        kwargs.pop(ignored, None)
+    if _are_images(dataset):
+        dataset = _store_of(dataset, self.dataset)
+        kwargs['labels'] = False
     store = dataset if isinstance(dataset, JetStore) else self.dataset
     if not isinstance(dataset, JetStore):
         idx = self.idx if dataset is None else dataset
     dl = (cls or type(self))(store, idx, **{**self.settings(), **kwargs})
     dl.epoch = self.epoch
     return dl
+
+# %% ../../nbs/00g_loaders.ipynb #8673d6e8
+def _are_images(items):
+    "Is this a list of images or of jets as dicts, rather than indices?"
+    if not isinstance(items, (list, tuple, L)) or not len(items):
+        return False
+    return isinstance(items[0], dict) or getattr(items[0], 'ndim', 0) > 1
+
+
+def _store_of(items, like):
+    "A store of images (C, H, W), (H, W, C) or (H, W), with the channels of the store `like`"
+    size = (len(like.channels), like.height, like.width)
+    images = []
+    for item in items:
+        x = item.get('image') if isinstance(item, dict) else item
+        x = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, np.float32)
+        x = x[None] if x.ndim == 2 else x
+        if x.shape != size and x.shape == (*size[1:], size[0]):
+            x = np.moveaxis(x, -1, 0)
+        if x.shape != size:
+            expected = f'{size}: {", ".join(like.channels)}'
+            raise DataError('An image of another shape than the jets of this loader', x.shape, expected)
+        images.append(x.reshape(size[0], -1))
+    entries = {}
+    for k, x in zip(like.channels, np.stack(images, 1)):
+        jet, pixel = x.nonzero()
+        entries[k] = (np.searchsorted(jet, np.arange(len(x) + 1)), pixel, x[jet, pixel])
+    return JetStore.from_entries(entries, *size[1:], {}, {}, 'images', like.layout, like._cell)
 
 # %% ../../nbs/00g_loaders.ipynb #e1d45446
 class JetDL(StoreDL):
@@ -566,6 +623,7 @@ class JetDL(StoreDL):
         tfms=(),  # batch transforms, for `x`
         pool: BatchPool = None,  # batch memory, shared between loaders; default: a new one
         reuse: bool = True,  # lend batches from the pool, or make each in fresh memory?
+        labels: bool = True,  # to classify: give labels, or images alone, to be scored?
         **kwargs,
     ):
         if task not in ('classify', 'reconstruct'):
@@ -577,13 +635,9 @@ class JetDL(StoreDL):
         self.reuse = reuse
         self.pool = pool or BatchPool()
         self.tfms = tfms if isinstance(tfms, Pipeline) else Pipeline(list(tfms))
-        self.y = None if task == 'reconstruct' else _labels(store)
+        self.labels = labels
+        self.y = _labels(store) if task == 'classify' and labels else None
         super().__init__(store, idx, **kwargs)
-
-    @property
-    def vocab(self):
-        "Names of the classes"
-        return list(self.dataset.classes)
 
 
 def _labels(store):
@@ -608,6 +662,7 @@ def settings(self: JetDL):  # dict
         tfms=self.tfms,
         pool=self.pool,
         reuse=self.reuse,
+        labels=self.labels,
     )
 
 
@@ -622,7 +677,9 @@ def make(
     if len(self.tfms.fs):
         self.tfms.split_idx = self.split_idx
         x = self.tfms(x)
-    return (x, x) if self.y is None else (x, torch.from_numpy(self.y[idx]).to(x.device))
+    if self.task == 'reconstruct':
+        return x, x
+    return (x,) if self.y is None else (x, torch.from_numpy(self.y[idx]).to(x.device))
 
 # %% ../../nbs/00g_loaders.ipynb #5598219f
 def jet_dls(
@@ -670,6 +727,12 @@ def _only(store, idx, only):
 def dataloaders(self: JetStore, **kwargs):  # DataLoaders
     "`jet_dls` of this store"
     return jet_dls(self, **kwargs)
+
+
+@patch
+def new_empty(self: JetStore):  # JetStore
+    "The store without its jets, for fastai's `learn.export`"
+    return self.select([])
 
 # %% ../../nbs/00g_loaders.ipynb #82b28dbe
 def _draw(images, channels, titles, cell):
@@ -722,10 +785,20 @@ def decode_batch(
     b,  # a batch (x, y)
     max_n: int = 9,  # samples at most
     full: bool = True,  # for fastai; ignored
-):  # list of (image, target)
+):  # list of (image, name of the class), of (image, image), or of (image,)
     "Samples of a batch, decoded"
     (x,) = self.decode(b[:1])
-    return list(zip(x[:max_n], b[1][:max_n].cpu() if self.y is not None else x[:max_n]))
+    if len(b) == 1:
+        return [(o,) for o in x[:max_n]]
+    if self.task == 'reconstruct':
+        return list(zip(x[:max_n], _cpu(b[1])[:max_n]))
+    return list(zip(x[:max_n], [_name(self.vocab, t) for t in b[1][:max_n]]))
+
+
+def _name(vocab, target):
+    "The name of a class, or the target itself if it is none"
+    whole = target.numel() == 1 and float(target).is_integer() and 0 <= int(target) < len(vocab)
+    return vocab[int(target)] if whole else target.cpu()
 
 # %% ../../nbs/00g_loaders.ipynb #5f1cf2f3
 @patch
@@ -736,9 +809,9 @@ def show_batch(
     **kwargs,  # for fastai; ignored
 ):  # matplotlib axes (C, n)
     "Draw jets of a batch"
-    x, y = self.one_batch() if b is None else b
+    x, *y = self.one_batch() if b is None else b
     n = min(max_n, len(x))
-    titles = [''] * n if self.y is None else [self.vocab[int(o)] for o in y[:n]]
+    titles = [''] * n if self.y is None else [self.vocab[int(o)] for o in y[0][:n]]
     return _draw(self.decode((x,)), self.channels, titles, self.dataset.cell)
 
 # %% ../../nbs/00g_loaders.ipynb #32b74dd7
@@ -753,7 +826,7 @@ def show_results(
     "Draw jets with the predictions of a model"
     x, y = b
     n = min(max_n, len(x))
-    if self.y is None:
+    if self.task == 'reconstruct':
         out = next(o for o in (out if isinstance(out, (tuple, list)) else [out]) if o.shape == x.shape)
         return _draw(self.decode((x, out.to(x.device))), self.channels, [''] * n, self.dataset.cell)
     if out.ndim > 1 and out.shape[-1] > 1:
@@ -762,3 +835,42 @@ def show_results(
         cls = out.flatten() > 0.5 if out.is_floating_point() else out.flatten()
     titles = [f'{self.vocab[int(t)]}\nsays {self.vocab[int(p)]}' for t, p in zip(y[:n], cls)]
     return _draw(self.decode((x,)), self.channels, titles, self.dataset.cell)
+
+# %% ../../nbs/00g_loaders.ipynb #24c624e1
+class JetImages:
+    "Images of jets and the loader that can draw them, for fastai's `plot_top_losses`"
+
+    def __init__(self, x, dl):
+        self.x = x
+        self.dl = dl
+
+
+@patch
+def _pre_show_batch(self: StoreDL, b, max_n=9):
+    raise ConfigError(
+        'fastai draws the top losses of images only',
+        found=type(self).__name__,
+        do='loss, i = interp.top_losses(9); the jets are dl.idx[i] of dl.dataset',
+    )
+
+
+@patch
+def _pre_show_batch(self: JetDL, b, max_n=9):
+    _teach_fastai()
+    its = L(self.decode_batch(b, max_n))
+    return JetImages(b[0], self), b[1], its
+
+
+@functools.cache
+def _teach_fastai():
+    "Let fastai's `plot_top_losses` draw `JetImages`"
+    from fastai.interpret import plot_top_losses as known
+
+    @known.dispatch
+    def plot_top_losses(x: JetImages, y, samples, outs, raws, losses, **kwargs):
+        rows = zip(samples, outs, losses)
+        if x.dl.task == 'reconstruct':
+            titles = [f'loss {float(e):.3g}' for _, _, e in rows]
+            return _draw((x.x,), x.dl.channels, titles, x.dl.dataset.cell)
+        titles = [f'{s[1]}\nsays {o[0]}, loss {float(e):.3g}' for s, o, e in rows]
+        return _draw(x.dl.decode((x.x,)), x.dl.channels, titles, x.dl.dataset.cell)

@@ -150,7 +150,7 @@ def check_cell(
 _ELSEWHERE = {
     'jetbook.data.hdf5': ('check', 'save'),
     'jetbook.data.files': ('to_dense',),
-    'jetbook.data.loaders': ('dataloaders',),
+    'jetbook.data.loaders': ('dataloaders', 'new_empty'),
 }
 
 # %% ../../nbs/00_data.ipynb #83b9d294

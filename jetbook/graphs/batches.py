@@ -21,8 +21,7 @@ from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
 from ..data.store import ConfigError, DataError, JetStore, njit, Ragged
 from ..data.paths import atomic_path, checksum, input_file, output_file
-from ..data.loaders import Split, StoreDL
-from ..data.loaders import split as split_jets
+from ..data.loaders import as_split, Split, StoreDL
 from ..train.runs import fingerprint
 from jetbook.graphs.nodes import (
     feature_names,
@@ -359,11 +358,6 @@ class GraphDL(StoreDL):
         super().__init__(store.to('cpu'), idx, **kwargs)
 
     @property
-    def vocab(self):
-        "Names of the classes"
-        return list(self.dataset.classes)
-
-    @property
     def n_features(self):
         "Number of features of a node"
         return len(feature_names(self.spec.features, self.dataset.channels))
@@ -429,7 +423,7 @@ def graph_dls(
     cache=None,  # file for the graphs; default: make them for each batch
 ):  # DataLoaders
     "fastai DataLoaders of graphs"
-    split = split or split_jets(store)
+    split = as_split(store, split)
     device = torch.device(device or default_device())
     if cache is not None and not isinstance(cache, GraphCache):
         cache = cache_graphs(store, cache, spec)
