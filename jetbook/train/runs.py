@@ -292,7 +292,6 @@ _RUN = dict(
         upsample=dict,
         layout=(str, _OR_NULL),
         cell=(float, int, _OR_NULL),
-        cell=(float, int, _OR_NULL),
         columns=list,
         source=(str, _OR_NULL),
         digest=str,
