@@ -331,7 +331,7 @@ def machine_memory():  # int, bytes; None where it is not known
         sizes.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
     for file in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
         with contextlib.suppress(ValueError, OSError):
-            sizes.append(int(Path(file).read_text()))
+            sizes.append(int(Path(file).read_text(encoding='utf-8')))
     return min(sizes, default=None)
 
 
