@@ -152,7 +152,7 @@ def test_labels_under_another_name(folder):
     status,out,err = here('pack', 'mine.h5', '-o', 'mine.jets.h5', cwd=folder)
     assert (status,out)==(1,'') and 'Do: pass --layout cms to go without' in err
     status,out,err = here('pack', 'mine.h5', '--layout', 'cms', '-o', 'without.jets.h5', cwd=folder)
-    assert status==0 and 'no y: packed without labels' in out
+    assert status==0 and 'no y: packed without labels' in err
     assert here('pack', 'mine.h5', '--layout', 'cms', '--label', 'mine', '-o', 'mine.jets.h5', '-q', cwd=folder)[0]==0
     assert list(JetStore(folder/'mine.jets.h5').columns)==['y']
     assert 'bit for bit' in here('verify', 'mine.jets.h5', 'mine.h5', '--layout', 'cms', '--label', 'mine', '-q', cwd=folder)[1]
@@ -275,7 +275,7 @@ def test_predict_jets_without_labels(folder):
     assert '  Found: n_train=None\n  Expected: --n-train 20\n' in other
     with h5py.File(folder/'toy.h5') as f, h5py.File(folder/'new.h5','w') as g:
         for k in ('X_jets','pt','m0'): g[k] = f[k][:30]
-    assert 'no y: packed without labels' in here('pack', 'new.h5', '-o', 'new.jets.h5', cwd=folder)[1]
+    assert 'no y: packed without labels' in here('pack', 'new.h5', '-o', 'new.jets.h5', cwd=folder)[2]
     s = JetStore(folder/'new.jets.h5')
     assert (s.layout, s.channels, sorted(s.columns))==('cms', ('Tracks','ECAL','HCAL'), ['m0','pt'])
     assert 'jetbook predict RUN STORE -o scores.csv' in here('evaluate', 'runs/tagger', 'new.jets.h5', '--part', 'all', cwd=folder)[2]

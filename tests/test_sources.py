@@ -152,6 +152,7 @@ def test_labels_of_hdf5(tmp_path, out, kind, key):
 def test_a_mapping_is_said(tmp_path, out, capsys):
     pack(parquet(tmp_path/'a.parquet', np.where(Y, 'W', 'QCD').tolist()), out)
     assert 'y: 1 is W, 0 is QCD' in capsys.readouterr().out
+    assert said(pack, tmp_path/'a.parquet', out, overwrite=True, progress=False)[1]==['y: 1 is W, 0 is QCD, by the alphabet']
     quiet(tmp_path/'a.parquet', out, label='y=QCD')
     assert np.array_equal(quiet(tmp_path/'a.parquet', out, label='y=QCD').columns['y'], 1-Y)
 
@@ -384,6 +385,14 @@ def test_the_width_of_a_pixel(tmp_path, out):
     with h5py.File(tmp_path/'b.h5', 'r+') as f: f['X_jets'][...] = X[::-1]
     refused('fit together', open_source, [p, tmp_path/'b.h5'])
     refused('', pack, p, out, cell=-1, overwrite=True, exc=JetbookError)
+
+
+def test_eight_channels(tmp_path, out):
+    x = images(20, 25, 25, 8)
+    pq.write_table(pa.table(dict(X_jet=x.transpose(0, 3, 1, 2).tolist(), am=np.arange(20.))), tmp_path/'a.parquet')
+    assert np.array_equal(quiet(tmp_path/'a.parquet', out, image='X_jet').images(), x.transpose(0, 3, 1, 2))
+    s = quiet(h5(tmp_path/'a.h5', jet=x, Y=Y[:20, None]), out, image='jet', label='Y')
+    assert np.array_equal(s.images(), x.transpose(0, 3, 1, 2)) and np.array_equal(s.columns['y'], Y[:20])
 
 
 def test_large_chunks_on_a_small_file(tmp_path, out):

@@ -354,6 +354,9 @@ def _number_labels(name, v):
     return v
 
 
+_GUESSED = ', by the alphabet'
+
+
 def _text_labels(name, v, one, classes):
     "Labels from text"
     v = np.char.strip(np.char.decode(v, 'utf8', 'replace') if v.dtype.kind == 'S' else v.astype(str))
@@ -368,7 +371,8 @@ def _text_labels(name, v, one, classes):
             note = f'{name}: 0 is {zero_one[0]}, 1 is {zero_one[1]}'
             return np.where(missing, np.nan, is_one) if missing.any() else is_one.astype(np.uint8), note
     if len(kinds) == 2:
-        return _one_against_others(name, v, missing, kinds[1])
+        labels, note = _one_against_others(name, v, missing, kinds[1])
+        return labels, note + _GUESSED
     do = f'pass label="{name}={kinds[-1] if kinds else "…"}": the value that becomes class 1'
     raise DataError(f'Column {name} does not tell two classes', _values(v[~missing]), 'two values', do)
 
@@ -857,15 +861,17 @@ def parquet_source(
 ):  # Source
     "Jets in a parquet file of the end-to-end production, read a bounded number of rows at a time"
     path = input_file(path)
+    layout = 'cms' if image in (None, 'X_jets') else 'array'
     image = image or 'X_jets'
-    channels = channels or LAYOUTS['cms'].channels
+    channels = channels or LAYOUTS[layout].channels
+    count = channels and len(channels)
     f = _parquet_file(path)
     with contextlib.closing(f), _arrow_errors(path.name):
         _check_parquet(f, image, path.name)
-        numbers, values = _numbers_a_jet(f, image, path, len(channels))
+        numbers, values = _numbers_a_jet(f, image, path, count or 32)
         batch = max(min(64, 2**22 // numbers), 1)
         rows = _ParquetRows(path, f, image, f'{image} in {path.name}', batch)
-        turn, shape, _ = _turned(rows(0, 1).shape[1:], len(channels), channels_first, image)
+        turn, shape, _ = _turned(rows(0, 1).shape[1:], count, channels_first, image)
         rows.close()
         columns, left = _parquet_columns(f, image, values)
         n = f.metadata.num_rows
@@ -873,7 +879,7 @@ def parquet_source(
         lambda lo, hi: turn(rows(lo, hi)),
         n,
         shape,
-        'cms',
+        layout,
         columns,
         path.name,
         batch,
@@ -909,7 +915,7 @@ def recognise(
         if 'X' in f and 'y' in f and _nd('X') == 4:
             return 'egamma'
         expected = 'X_jets, m0, pt, y (CMS); image, signal, … (LAGAN); X, y (electron/photon)'
-        do = 'name the layout, the key of the images (image=), or load the images and pack the array'
+        do = 'name the layout, or the key of the images, as in image=data/X_jets'
         raise DataError(f'{path.name} has no layout jetbook knows', ', '.join(f) or 'no keys', expected, do)
 
 # %% ../../nbs/00c_files.ipynb #f3edefde
@@ -1445,6 +1451,9 @@ def _assemble(src, spool, dest, value_dtype):
 
 def _warn(src, state):
     "Say, always, what is not as one might think"
+    for note in src.notes:
+        if note.endswith(_GUESSED):
+            warnings.warn(note)
     if n := state['dropped']:
         warnings.warn(f'{n:,} of {src.n:,} jets have impossible values and were left out')
     if n := state['zeroed']:
@@ -1453,6 +1462,7 @@ def _warn(src, state):
     has = next((k for k in ALIASES['label'] if k in src.columns), None)
     if has is None and src.files:
         there = [k for k, v in src.left.items() if not isinstance(v, str)]
+        there += [k for k, v in src.columns.items() if np.isin(v, (0, 1)).all() and np.ptp(v)]
         hint = f'; {", ".join(there)} may be one: label={there[0]!r}' if there else ''
         warnings.warn(f'no {label}: packed without labels{hint}')
     elif has and src.n > 1 and (src.columns[has] == src.columns[has][0]).all():
