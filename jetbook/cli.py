@@ -737,6 +737,8 @@ def _lr(text):
     arg('--test', type=_fraction, default=0.15, help='fraction of jets for testing (default: 0.15)'),
     arg('--n-train', type=_whole(), metavar='N', help='train on N jets only'),
     arg('--start', metavar='RUN', help='start from the weights of another run'),
+    arg('--target', metavar='COLUMN', help='predict this column; default: the class'),
+    arg('--task', choices=('classify', 'regress'), help='classes, or a number; default: what the column is'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
     _SET,
     _IMPORT,
@@ -768,6 +770,8 @@ def _train(a):
         a.test,
         a.n_train,
         a.start,
+        a.target,
+        a.task,
         progress=False,
         cbs=_bars(a)(a.recipe),
         **settings,
@@ -854,7 +858,8 @@ def _predict(a):
     store = _open(a.store)
     run = Run(a.run)
     _check_table(a)
-    t = pd.DataFrame(dict(score=predict(run, store, progress=not a.quiet)))
+    scores = predict(run, store, progress=not a.quiet)
+    t = _score_table(run, scores)
     if store.label_column:
         t[store.label_column] = store.columns[store.label_column]
     what = _score_of(run)
@@ -865,6 +870,15 @@ def _predict(a):
     if a.json:
         return _print_json(dict(output=a.output, jets=len(t), score=what))
     print(f'{a.output}: {len(t):,} jets, {_size(a.output)}; score: {what}')
+
+
+def _score_table(run, scores):
+    "A column of scores, or one for each of many classes"
+    import pandas as pd
+
+    if scores.ndim == 1:
+        return pd.DataFrame(dict(score=scores))
+    return pd.DataFrame(scores, columns=[f'score_{v}' for v in run.target.values])
 
 
 def _check_table(a):
@@ -882,6 +896,11 @@ def _score_of(run):
     from jetbook.data.store import LAYOUTS
 
     r = run.recipe
+    if (t := run.target) is not None:
+        if t.values is None:
+            return t.column
+        which = f'{t.column}={t.values[-1]}' if t.outputs == 2 else f'each {t.column}'
+        return f'probability of {which}'
     if r.task == 'classify' and r.evaluate is None:
         return f'probability of {LAYOUTS[run.config["store"]["layout"]].classes[1]}'
     return 'mean squared error' if r.task == 'reconstruct' else f'as defined by {r.name}'

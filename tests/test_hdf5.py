@@ -14,7 +14,7 @@ from fastcore.test import test_eq as eq, test_fail as fails
 
 from jetbook.data import hdf5
 from jetbook.data.paths import atomic_path
-from jetbook.data.hdf5 import h5_attr, h5_dataset, new_h5, open_h5, write_header
+from jetbook.data.hdf5 import check_sums, h5_attr, h5_dataset, new_h5, open_h5, write_header
 from jetbook.data.store import DataError, JetStore, toy_jets
 
 # --- atomic writes ----------------------------------------------------------------------------------------------------
@@ -180,3 +180,20 @@ def test_half_precision(toys, tmp_path):
     large = JetStore.from_entries(dict(a=([0, 1], [3], [1e9])), 5, 5)
     fails(lambda: large.save(tmp_path/'x.jets.h5', value_dtype='float16'), contains='too large')
     assert not (tmp_path/'x.jets.h5').exists()
+
+
+def test_home_folder(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    eq(toys[:3].save('~/three.jets.h5'), tmp_path/'three.jets.h5')
+    for mmap in (False, True):
+        s = JetStore('~/three.jets.h5', mmap=mmap)
+        eq((s.path, len(s.check())), (tmp_path/'three.jets.h5', 3))
+
+def test_thousands_of_columns(toys, tmp_path):
+    "Are opened, shown and compared in about a second"
+    import time
+    many = toys._replace(columns={f'c{i}': np.full(40, i) for i in range(3000)})
+    start = time.process_time()
+    s = JetStore(many.save(tmp_path/'many.jets.h5'))
+    eq((s[3]['c2999'], len(repr(s)) < 1500, check_sums(s.path)['arrays']), (2999, True, 3009))
+    assert time.process_time() - start < 10

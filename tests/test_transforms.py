@@ -2,6 +2,7 @@
 import pickle
 import numpy as np, pytest, torch
 from fastai.data.core import Pipeline
+from torch.utils._python_dispatch import TorchDispatchMode
 from fastcore.test import test_close as close, test_eq as eq, test_fail as fails
 from jetbook.data.hdf5 import sample
 from jetbook.data.transforms import (Flip, HistEq, JetTransform, Log1p, MaxNorm, MinMax, Pad, Power, Resize, Rotate, Standardise,
@@ -167,6 +168,40 @@ def test_shifts(store, x):
     eq(blocks.amax(-1), blocks.amin(-1))  # towers stay on their grid
     d = Translate(3, 1).draw(store.images(slice(0, 300)))
     eq([(o.min().item(), o.max().item()) for o in d], [(-3, 3), (-1, 1)])
+
+
+class NoDoubles(TorchDispatchMode):
+    "Stands in for an Apple GPU, which has no float64: an operation that makes one is an error"
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        res = func(*args, **(kwargs or {}))
+        for o in res if isinstance(res, (tuple, list)) else [res]:
+            if isinstance(o, torch.Tensor) and o.dtype == torch.float64:
+                raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't: {func}")
+        return res
+
+
+def test_no_double_precision_on_the_device(store, x):
+    "Neither in transforms, nor where batches are made on a device"
+    from jetbook.data.loaders import jet_dls
+    from jetbook.data.store import _images_torch
+
+    tfms = [MinMax(), MinMax('jet'), MaxNorm(), MaxNorm.from_store(store, 'channel'), Standardise.from_store(store, 400, clip0=True),
+            Log1p(), Power(), HistEq.from_store(store, 400), Uint8(), Pad(), Resize(), Flip(seed=1), Rotate(seed=1), Rotate(how='grid'),
+            Rotate(step=90), Translate(seed=1)]
+    entries = {k: tuple(torch.from_numpy(a) for a in (o, p.astype(np.int32), v)) for k, (o, p, v) in store.entries.items()}
+    on_device = store._replace(entries=entries)
+    dls = jet_dls(store, tfms=[MinMax(), Pad()], bs=16)
+    with NoDoubles():
+        with pytest.raises(TypeError, match='MPS'):
+            torch.zeros(1).double()
+        for t in tfms:
+            t.decode(t(x[:8]))
+        eq(_images_torch(on_device, torch.arange(4)), x[:4])
+        for dl in (dls.train, dls.valid):
+            b = dl.one_batch()
+            dl.decode(b[:1])
+            eq([o.dtype for o in b], [torch.float32, torch.int64])
 
 
 def test_pickle_repr_and_nothing_in_place(store, x):

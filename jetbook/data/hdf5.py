@@ -403,7 +403,7 @@ def save(
         for k, v in s.columns.items():
             write_array(f, k, v)
         f.attrs['complete'] = True
-    return Path(path)
+    return Path(path).expanduser()
 
 # %% ../../nbs/00b_hdf5.ipynb #3c69f768
 def _check_version(f, name, version):
@@ -485,11 +485,15 @@ def _read_store(path, mmap):
         s.origin = _origin(path, mmap)
         s.upsample = {k: h5_attr(f[k], 'upsample') for k in names}
         s.entries = {k: _read_entries(f, k, path, mmap) for k in names}
-        s.columns = {k: native(h5_dataset(f, k)[()]) for k in f if k not in names}
-        s._validate()
-        for k, v in s.columns.items():
-            check_sum(f[k], v)
-    return s.__dict__
+        s.columns = {k: _read_column(f, k) for k in f if k not in names}
+    return s._validate().__dict__
+
+
+def _read_column(f, k):
+    ds = h5_dataset(f, k)
+    v = ds[()]
+    check_sum(ds, v)
+    return native(v)
 
 
 def _origin(path, mapped=False):
@@ -504,9 +508,9 @@ def __init__(
     path: str | Path,  # a packed store, `*.jets.h5`
     mmap: bool = None,  # map the file instead of reading it; default: when it is larger than 1 GB
 ):
-    path = Path(path)
+    path = input_file(path)
     if mmap is None:
-        mmap = path.exists() and path.stat().st_size > 2**30
+        mmap = path.stat().st_size > 2**30
     self.__dict__.update(_read_store(path, mmap))
     self.path = path
     self.mmap = mmap
