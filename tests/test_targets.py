@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jetbook.cli import main
-from jetbook.data.store import ConfigError, DataError, JetbookError, find_target, toy_jets
+from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore, find_target, toy_jets
 from jetbook.metrics import classification_metrics, multiclass_metrics, regression_metrics
 from jetbook.train.runs import Run, evaluate, predict, train
 
@@ -183,3 +183,10 @@ def test_parts_from_files_on_the_command_line(tmp_path, monkeypatch):
     assert not main(line.split())
     assert not main('evaluate r 2.jets.h5 --json'.split())
     assert Run('r').metrics['test']['n'] == 16 and Run('r').config['split']['n'] == 76
+
+
+@pytest.mark.parametrize('values,one', [([-1, 1], 1), ([1, 2], 2)])
+def test_labels_other_than_0_and_1_are_refused_with_a_mapping(values, one):
+    s = toy_jets(6, 'wqcd')
+    with pytest.raises(DataError, match=rf'y = \(y == {one}\) makes that class 1'):
+        JetStore.from_entries(s.entries, 25, 25, columns=dict(y=np.resize(values, 6)))
