@@ -703,6 +703,18 @@ def _check_settings(recipe, settings, verb):
     recipe.check(settings)
 
 
+def _store_and_parts(a):
+    "The jets, and their split if the parts come from files of their own"
+    from jetbook.data.loaders import split_files
+    from jetbook.data.store import ConfigError
+
+    if a.valid_data is None:
+        if a.test_data is not None:
+            raise ConfigError('Nothing to validate on', '--test-data alone', do='add --valid-data STORE')
+        return _open(a.data), None
+    return split_files(*(_open(d) for d in (a.data, a.valid_data, a.test_data) if d is not None))
+
+
 _IMPORT = arg(
     '--import',
     dest='imports',
@@ -736,6 +748,9 @@ def _lr(text):
     arg('--valid', type=_fraction, default=0.15, help='fraction of jets for validation (default: 0.15)'),
     arg('--test', type=_fraction, default=0.15, help='fraction of jets for testing (default: 0.15)'),
     arg('--n-train', type=_whole(), metavar='N', help='train on N jets only'),
+    arg('--groups', metavar='A,B,…', help='columns whose equal values stay in one part, such as run,event'),
+    arg('--valid-data', metavar='STORE', help='validate on this store; all of DATA is for training'),
+    arg('--test-data', metavar='STORE', help='test on this store; with --valid-data'),
     arg('--start', metavar='RUN', help='start from the weights of another run'),
     arg('--target', metavar='COLUMN', help='predict this column; default: the class'),
     arg('--task', choices=('classify', 'regress'), help='classes, or a number; default: what the column is'),
@@ -757,9 +772,10 @@ def _train(a):
     if a.channels:
         settings = {'channels': _names(a.channels), **settings}
     _check_settings(recipe, settings, a.verb)
+    store, parts = _store_and_parts(a)
     r = train(
         a.recipe,
-        _open(a.data),
+        store,
         a.output,
         a.epochs,
         a.lr,
@@ -769,6 +785,8 @@ def _train(a):
         a.valid,
         a.test,
         a.n_train,
+        parts,
+        _names(a.groups) if a.groups else None,
         a.start,
         a.target,
         a.task,

@@ -1,11 +1,9 @@
 "Networks that predict another column: more than two classes, odd labels, numbers"
-import json
-
 import numpy as np
 import pytest
 
 from jetbook.cli import main
-from jetbook.data.store import ConfigError, DataError, JetbookError, find_target, toy_jets
+from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore, find_target, toy_jets
 from jetbook.metrics import classification_metrics, multiclass_metrics, regression_metrics
 from jetbook.train.runs import Run, evaluate, predict, train
 
@@ -153,3 +151,42 @@ def test_on_the_command_line(jets, tmp_path, capsys, monkeypatch):
     assert not main('predict k j.jets.h5 -o s.csv -q'.split())
     assert open('s.csv').readline().strip() == 'jet,score_1,score_2,score_3,signal'
     assert 'rmse' in capsys.readouterr().out
+
+
+def test_a_split_of_ones_own(jets, tmp_path):
+    args = dict(epochs=1, bs=16, progress=False)
+    own = np.arange(60), np.arange(60, 75), np.arange(75, 90)
+    run = train('pfn_quick', jets, tmp_path / 'own', split=own, **args)
+    assert np.array_equal(Run(run.path).split(jets).test, own[2]) and evaluate(run, jets)['n'] == 15
+    assert train('pfn_quick', jets, tmp_path / 'own', split=own, **args).complete
+    with pytest.raises(ConfigError, match='another run'):
+        train('pfn_quick', jets, tmp_path / 'own', **args)
+    with pytest.raises(ConfigError, match='split and n_train'):
+        train('pfn_quick', jets, tmp_path / 'x', split=own, n_train=10, **args)
+    with pytest.raises(DataError, match='more than one part'):
+        train('pfn_quick', jets, tmp_path / 'x', split=(np.arange(60), np.arange(59, 90)), **args)
+    none = train('pfn_quick', jets, tmp_path / 'none', test=0, **args)
+    assert len(none.split(jets).test) == 0
+    with pytest.raises(DataError, match='no jets of the test part'):
+        evaluate(none, jets)
+    events = jets._replace(columns={**jets.columns, 'event': np.arange(90) // 3})
+    run = train('pfn_quick', events, tmp_path / 'groups', groups='event', **args)
+    s = run.split(events)
+    assert not set(s.train // 3) & {*(s.valid // 3), *(s.test // 3)}
+
+
+def test_parts_from_files_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, n in enumerate((40, 20, 16)):
+        toy_jets(n, 'wqcd', seed=i).save(f'{i}.jets.h5')
+    line = 'train pfn_quick 0.jets.h5 --valid-data 1.jets.h5 --test-data 2.jets.h5 -o r --epochs 1 --set bs=16 -q'
+    assert not main(line.split())
+    assert not main('evaluate r 2.jets.h5 --json'.split())
+    assert Run('r').metrics['test']['n'] == 16 and Run('r').config['split']['n'] == 76
+
+
+@pytest.mark.parametrize('values,one', [([-1, 1], 1), ([1, 2], 2)])
+def test_labels_other_than_0_and_1_are_refused_with_a_mapping(values, one):
+    s = toy_jets(6, 'wqcd')
+    with pytest.raises(DataError, match=rf'y = \(y == {one}\) makes that class 1'):
+        JetStore.from_entries(s.entries, 25, 25, columns=dict(y=np.resize(values, 6)))

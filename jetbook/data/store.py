@@ -279,7 +279,8 @@ def check_columns(
             raise DataError(f'Column {k} is not numeric', found=v.dtype, expected='floats or integers')
     for k in ALIASES['label'] if labels else ():
         if k in columns and (bad := np.setdiff1d(columns[k], [0, 1])).size:
-            do = 'drop those jets, or give the column another name'
+            do = f'{k} = ({k} == {np.max(columns[k]):g}) makes that class 1; '
+            do += 'a column of another name can be trained on with target='
             raise DataError(f'Labels in column {k} other than 0 and 1', bad[:5].tolist(), '0 or 1', do)
 
 # %% ../../nbs/00_data.ipynb #64d496a2

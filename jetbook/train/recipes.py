@@ -414,7 +414,7 @@ _MEANINGS = dict(pt='transverse momentum', mass='mass')
 # %% ../../nbs/01b_recipes.ipynb #03865aac
 _recipes = {}
 RESERVED = (
-    'recipe store out epochs lr_max schedule seed split_seed valid test n_train start target task resume progress cbs'
+    'recipe store out epochs lr_max schedule seed split_seed valid test n_train split groups start target task resume progress cbs'
 ).split()  # arguments of `train` itself
 
 
@@ -442,9 +442,9 @@ def _remembering(name, f):
 
     @functools.wraps(f)
     def make(store, split=None, **settings):
-        from jetbook.data.loaders import split as split_of
+        from jetbook.data.loaders import as_split
 
-        split = split_of(store) if split is None else split
+        split = as_split(store, split)
         _recipes[name].guard(store, split, settings)
         learn = f(store, split, **{k: _native(v) for k, v in settings.items()})
         learn.made_by = dict(recipe=name, settings=settings, store=store, split=split)

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data.store import ALIASES, ConfigError, DataError, find_target, JetbookError, JetStore, Target
 from ..data.paths import atomic_path, locked, output_folder, read_text, remove_dead
-from ..data.loaders import jet_keys, split, Split
+from ..data.loaders import as_split, jet_keys, split, Split
 from ..losses import image_pt_mass
 from jetbook.metrics import (
     classification_metrics,
@@ -590,6 +590,8 @@ def train(
     valid: float = 0.15,  # fraction of jets for validation
     test: float = 0.15,  # fraction of jets for testing
     n_train: int = None,  # train on only that many jets
+    split=None,  # a split of your own: a `Split`, or indices (train, valid) or (train, valid, test)
+    groups: str = None,  # column, or several: jets with equal values stay in one part
     start: str | Path = None,  # a finished run of the same network, whose weights to start from
     target: str = None,  # column to predict; default: the class
     task: str = None,  # of the target: 'classify' or 'regress'; default: classes, if it has few values
@@ -602,7 +604,8 @@ def train(
     r, store = get_recipe(recipe), _with_target(as_store(store), target, task)
     settings = r.guard(store, settings=settings)
     training = _settings_of_training(r, epochs, lr_max, schedule, seed)
-    parts = split(store, valid, test, split_seed, n_train=n_train)
+    made = dict(valid=valid, test=test, seed=split_seed, n_train=n_train, groups=groups)
+    parts = _parts(store, split, made)
     store = _scaled(store, parts)
     state, training['start'] = _start_of(start)
     config = _config(r, store, r.guard(store, parts, settings), parts, **training)
@@ -623,6 +626,17 @@ def train(
         return _fit(learn, run, progress, cbs)
 
 # %% ../../nbs/01d_runs.ipynb #a76d8e37
+def _parts(store, own, made):
+    "The split of one's own, or one that is made"
+    if own is None:
+        return split(store, **made)
+    usual = dict(valid=0.15, test=0.15, seed=0, n_train=None, groups=None)
+    if extra := [k for k, v in made.items() if v != usual[k]]:
+        found = 'split and ' + ', '.join('split_seed' if k == 'seed' else k for k in extra)
+        raise ConfigError('A split of your own says which jets are in which part', found, 'split alone')
+    return as_split(store, own)
+
+
 def _with_target(store, column, task):
     "The store with the target that was asked for"
     if column is None and task not in (None, 'classify'):
