@@ -703,6 +703,18 @@ def _check_settings(recipe, settings, verb):
     recipe.check(settings)
 
 
+def _store_and_parts(a):
+    "The jets, and their split if the parts come from files of their own"
+    from jetbook.data.loaders import split_files
+    from jetbook.data.store import ConfigError
+
+    if a.valid_data is None:
+        if a.test_data is not None:
+            raise ConfigError('Nothing to validate on', '--test-data alone', do='add --valid-data STORE')
+        return _open(a.data), None
+    return split_files(*(_open(d) for d in (a.data, a.valid_data, a.test_data) if d is not None))
+
+
 _IMPORT = arg(
     '--import',
     dest='imports',
@@ -736,7 +748,12 @@ def _lr(text):
     arg('--valid', type=_fraction, default=0.15, help='fraction of jets for validation (default: 0.15)'),
     arg('--test', type=_fraction, default=0.15, help='fraction of jets for testing (default: 0.15)'),
     arg('--n-train', type=_whole(), metavar='N', help='train on N jets only'),
+    arg('--groups', metavar='A,B,…', help='columns whose equal values stay in one part, such as run,event'),
+    arg('--valid-data', metavar='STORE', help='validate on this store; all of DATA is for training'),
+    arg('--test-data', metavar='STORE', help='test on this store; with --valid-data'),
     arg('--start', metavar='RUN', help='start from the weights of another run'),
+    arg('--target', metavar='COLUMN', help='predict this column; default: the class'),
+    arg('--task', choices=('classify', 'regress'), help='classes, or a number; default: what the column is'),
     arg('--channels', metavar='A,B,…', help='short for --set channels=["A","B",…]'),
     _SET,
     _IMPORT,
@@ -755,9 +772,10 @@ def _train(a):
     if a.channels:
         settings = {'channels': _names(a.channels), **settings}
     _check_settings(recipe, settings, a.verb)
+    store, parts = _store_and_parts(a)
     r = train(
         a.recipe,
-        _open(a.data),
+        store,
         a.output,
         a.epochs,
         a.lr,
@@ -767,7 +785,11 @@ def _train(a):
         a.valid,
         a.test,
         a.n_train,
+        parts,
+        _names(a.groups) if a.groups else None,
         a.start,
+        a.target,
+        a.task,
         progress=False,
         cbs=_bars(a)(a.recipe),
         **settings,
@@ -854,7 +876,8 @@ def _predict(a):
     store = _open(a.store)
     run = Run(a.run)
     _check_table(a)
-    t = pd.DataFrame(dict(score=predict(run, store, progress=not a.quiet)))
+    scores = predict(run, store, progress=not a.quiet)
+    t = _score_table(run, scores)
     if store.label_column:
         t[store.label_column] = store.columns[store.label_column]
     what = _score_of(run)
@@ -865,6 +888,15 @@ def _predict(a):
     if a.json:
         return _print_json(dict(output=a.output, jets=len(t), score=what))
     print(f'{a.output}: {len(t):,} jets, {_size(a.output)}; score: {what}')
+
+
+def _score_table(run, scores):
+    "A column of scores, or one for each of many classes"
+    import pandas as pd
+
+    if scores.ndim == 1:
+        return pd.DataFrame(dict(score=scores))
+    return pd.DataFrame(scores, columns=[f'score_{v}' for v in run.target.values])
 
 
 def _check_table(a):
@@ -882,6 +914,11 @@ def _score_of(run):
     from jetbook.data.store import LAYOUTS
 
     r = run.recipe
+    if (t := run.target) is not None:
+        if t.values is None:
+            return t.column
+        which = f'{t.column}={t.values[-1]}' if t.outputs == 2 else f'each {t.column}'
+        return f'probability of {which}'
     if r.task == 'classify' and r.evaluate is None:
         return f'probability of {LAYOUTS[run.config["store"]["layout"]].classes[1]}'
     return 'mean squared error' if r.task == 'reconstruct' else f'as defined by {r.name}'

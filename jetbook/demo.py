@@ -9,7 +9,6 @@ __all__ = ['Demo', 'mean_jets', 'gallery', 'beside_black', 'versions', 'machine'
 import contextlib
 import os
 import platform
-import shutil
 import sys
 import time
 from collections import namedtuple
@@ -20,6 +19,7 @@ import torch
 from .data.store import ConfigError, JetStore, show_jet
 from .data.hdf5 import sample
 from .data.files import info, pack, verify
+from .data.paths import locked, output_folder, remove_named
 from .data.observables import jet_profile, observables
 from .metrics import ReconstructionMeter
 from .train.training import TrainingBar
@@ -140,23 +140,33 @@ def peak_memory():  # float, MB, or None where the system does not report it
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == 'darwin' else 1024)
 
 # %% ../nbs/09a_demo.ipynb #23e16e71
+_MARK = '.jetbook-demo'
+_FILES = r'(jets|(jets|wqcd|scanned)\.jets)\.h5|wqcd\.jetz|scanned\.png|report\.html'
+_FILES_BELOW = (
+    r'(config|metrics|search)\.json|history\.csv|(model|last|scores-\w+)\.safetensors'
+    r'|(losses|lr|results)\.png|\.jetbook\.lock(file)?'
+)
+
+
+def _clear(folder):
+    "Remove files with the names of runs and fits in and below a folder, and what is empty then; no link is followed"
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for p in list(folder.iterdir()):
+        _clear(p)
+    remove_named(folder, _FILES_BELOW)
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
+
+
 def _own_folder(out):
-    "An empty folder, marked as the demo's"
-    out = Path(out)
-    mark = out / '.jetbook-demo'
-    if out.exists() and not out.is_dir():
-        raise ConfigError('The demo needs a folder', found=f'{out}, a file', do='name another folder')
-    if out.exists() and any(out.iterdir()):
-        if not mark.exists():
-            raise ConfigError(
-                'The folder is in use',
-                found=f'{out} holds {next(out.iterdir()).name}',
-                expected='a new or empty folder, or one of an earlier demo',
-                do='name another folder',
-            )
-        shutil.rmtree(out)
+    "A folder marked as the demo's, without the files of an earlier demo"
+    out = output_folder(out, _MARK)
     out.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    (out / _MARK).touch()
+    remove_named(out, _FILES)
+    for below in ('runs', 'search'):
+        _clear(out / below)
     return out
 
 
@@ -666,7 +676,12 @@ def demo(
     most = len(sample('qg'))
     if not 20 <= jets <= most:
         raise ConfigError('The demo cannot use that many jets', found=jets, expected=f'20 to {most:,}')
-    s = _Steps(out, epochs, seed, progress)
+    with locked(output_folder(out, _MARK)) as folder:
+        return _run(_Steps(folder, epochs, seed, progress), jets, lr_max)
+
+
+def _run(s, jets, lr_max):
+    "All steps of a demo, in the order of its page"
     s.page.lead = _LEAD.format(n=jets, simulated=_SIMULATED)
     store, dense_mb = _pack_and_check(s, jets)
     taggers = _section_taggers(s, store)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['channel_mse', 'bright_pixels', 'observable_residuals', 'residual_sigma', 'ReconstructionMeter', 'residual_summary',
            'reconstruction_metrics', 'Estimate', 'bootstrap_auc', 'Rejection', 'background_rejection',
-           'classification_metrics']
+           'classification_metrics', 'multiclass_metrics', 'regression_metrics']
 
 # %% ../nbs/01a_metrics.ipynb #ac5f0974
+import warnings
 from functools import partial
 from typing import NamedTuple, Sequence
 import numpy as np
@@ -335,12 +336,37 @@ def classification_metrics(
     from sklearn.metrics import confusion_matrix
 
     y, score = _numpy(y).ravel(), _numpy(score).ravel()
+    if len(y) and len(y) == len(score) and np.isin(y, (0, 1)).all() and y.min() == y.max():
+        return _one_class(y, score, threshold, level)
     n_background, cut = _count_above(y, score, threshold)
     value, reps = _bootstrap(y, score, partial(_figures, cut=cut, eps_s=eps_s), n_boot, seed)
     figures = _by_name(value, reps, eps_s, n_background, level)
     matrix = confusion_matrix(y, score > threshold, labels=[0, 1]).tolist()
     sample = dict(n=len(y), n_signal=int(y.sum()), level=level, threshold=threshold)
     return {**sample, **figures, 'confusion_matrix': matrix}
+
+
+def _one_class(y, score, threshold, level):
+    "What can be said of jets of one class: how many are called right"
+    right = (score > threshold) == y
+    k, n = int(right.sum()), len(y)
+    lo, hi = _binomial_interval(k, n, level)
+    name = 'signal' if y[0] else 'background'
+    warnings.warn(f'All {n:,} jets are {name}: there is no AUC and no rejection, only the accuracy')
+    called = [n - k, k] if y[0] else [k, n - k]  # as background, as signal
+    matrix = [[0, 0], called] if y[0] else [called, [0, 0]]
+    sample = dict(n=n, n_signal=int(y.sum()), level=level, threshold=threshold)
+    return {**sample, 'accuracy': k / n, 'accuracy_lo': lo, 'accuracy_hi': hi, 'confusion_matrix': matrix}
+
+
+def _binomial_interval(k, n, level):
+    "Clopper-Pearson interval of a share `k` of `n`"
+    from scipy.stats import beta
+
+    a = (1 - level) / 2
+    lo = beta.ppf(a, k, n - k + 1) if k else 0.0
+    hi = beta.ppf(1 - a, k + 1, n - k) if k < n else 1.0
+    return float(lo), float(hi)
 
 
 def _by_name(value, reps, eps_s, n_background, level):
@@ -370,3 +396,57 @@ def _figures(tp, fp, cut, eps_s):
     "AUC, accuracy at the cut and the background passing at each efficiency, from counts above each score"
     accuracy = (tp[cut] + fp[-1] - fp[cut]) / (tp[-1] + fp[-1])
     return [_auc(tp, fp), accuracy, *(_passing(tp, fp, e) for e in eps_s)]
+
+# %% ../nbs/01a_metrics.ipynb #3a8d17da
+def multiclass_metrics(
+    y: np.ndarray,  # (N,) classes from 0 to K-1
+    prob: np.ndarray,  # (N, K) probability of each class
+    names: Sequence[str],  # of the K classes
+    level: float = 0.95,  # coverage of the interval
+) -> dict:  # name -> float, and confusion_matrix (K lists of K counts; rows: true class)
+    "Accuracy with its interval, AUC of each class against the others, confusion matrix"
+    from sklearn.metrics import confusion_matrix, roc_auc_score
+
+    y, prob = _numpy(y).ravel(), _numpy(prob)
+    if prob.shape != (len(y), len(names)) or not len(y):
+        found, expected = f'{prob.shape}', f'{(len(y), len(names))}, not empty'
+        raise DataError('Labels, probabilities and names disagree', found, expected, 'one row for each jet')
+    if not np.isfinite(prob).all():
+        found = f'{(~np.isfinite(prob)).any(1).sum()} jets with others'
+        raise DataError('Probabilities must be finite', found, 'none', 'look for a diverged training')
+    best = prob.argmax(1)
+    right = int((best == y).sum())
+    lo, hi = _binomial_interval(right, len(y), level)
+    res = dict(n=len(y), level=level, accuracy=right / len(y), accuracy_lo=lo, accuracy_hi=hi)
+    for i, k in enumerate(names):
+        if 0 < (y == i).sum() < len(y):
+            res[f'auc_{k}'] = float(roc_auc_score(y == i, prob[:, i]))
+    matrix = confusion_matrix(y, best, labels=range(len(names)))
+    return {**res, 'confusion_matrix': matrix.tolist()}
+
+# %% ../nbs/01a_metrics.ipynb #29f824a0
+def regression_metrics(
+    y: np.ndarray,  # (N,) true numbers
+    pred: np.ndarray,  # (N,) predicted ones, in the same unit
+    n_boot: int = 200,  # bootstrap replicates
+    level: float = 0.95,  # coverage of the intervals
+    seed: int = 0,  # seed of the resampling
+) -> dict:  # n, bias, rmse, mae in the unit of `y`, each with _lo and _hi; r2, 1 at best
+    "Mean, root mean square and mean absolute value of the errors, with intervals"
+    y, pred = (np.asarray(_numpy(v), np.float64).ravel() for v in (y, pred))
+    if len(y) != len(pred) or not len(y):
+        raise DataError('Numbers and predictions disagree', f'{len(y)} and {len(pred)}', 'one for each jet')
+    e = pred - y
+    if not np.isfinite(e).all():
+        found = f'{(~np.isfinite(e)).sum()} that are not'
+        raise DataError('Predictions must be finite', found, 'none', 'look for a diverged training')
+
+    def figures(e):
+        return [e.mean(), np.sqrt((e**2).mean()), np.abs(e).mean()]
+
+    rng = np.random.default_rng(seed)
+    lo, hi = _interval([figures(e[rng.integers(0, len(e), len(e))]) for _ in range(n_boot)], level)
+    res = dict(n=len(y), level=level)
+    for i, (k, v) in enumerate(zip(('bias', 'rmse', 'mae'), figures(e))):
+        res |= {k: float(v), f'{k}_lo': float(lo[i]), f'{k}_hi': float(hi[i])}
+    return {**res, 'r2': float(1 - (e**2).mean() / y.var()) if y.var() > 0 else float('nan')}

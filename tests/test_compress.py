@@ -75,13 +75,45 @@ def test_nothing_is_overwritten_unasked(folder):
         status,out,err = here(verb, *(a if a.startswith('-') else folder/a for a in args), '-q')
         assert (status,out)==(1,'') and 'already exists' in err
 
+def test_outputs_follow_the_one_rule(folder):
+    "The source is not replaced, nor written through a link, and what a killed process left goes"
+    import os
+    from jetbook.codec.files import compress, decompress
+    from jetbook.data.paths import OutputError
+    before = (folder/'w.jets.h5').read_bytes(), (folder/'w.jetz').read_bytes()
+    (folder/'link.jetz').symlink_to(folder/'elsewhere')
+    for call,word in ((lambda: compress(folder/'code', folder/'w.jets.h5', folder/'w.jets.h5', progress=False), 'being read'),
+                      (lambda: decompress(folder/'w.jetz', folder/'code', folder/'w.jetz', progress=False), 'being read'),
+                      (lambda: compress(folder/'code', folder/'w.jets.h5', folder/'link.jetz', progress=False), 'a link')):
+        with pytest.raises(OutputError, match=word): call()
+    (folder/'link.jetz').unlink()
+    assert ((folder/'w.jets.h5').read_bytes(), (folder/'w.jetz').read_bytes())==before and not (folder/'elsewhere').exists()
+
+@pytest.mark.skipif(sys.platform=='win32', reason='SIGKILL')
+def test_killed_compression_leaves_nothing_after_the_next(folder):
+    from conftest import child
+    from test_anomaly_trust import killed_at
+    from jetbook.codec.files import compress
+    d = folder/'killed'; d.mkdir()
+    assert child(killed_at, 1, compress, folder/'code', folder/'w.jets.h5', d/'a.jetz', block=50, progress=False).signal
+    assert [p.name.startswith('.jetbook-a.jetz.') for p in d.iterdir()]==[True]
+    compress(folder/'code', folder/'w.jets.h5', d/'a.jetz', block=50, progress=False)
+    assert [p.name for p in d.iterdir()]==['a.jetz'] and (d/'a.jetz').read_bytes()==(folder/'w.jetz').read_bytes()
+
+def test_latent_dimensions_must_be_finite():
+    import numpy as np
+    from jetbook.codec.files import LatentCoder
+    from jetbook.data.store import DataError
+    c = LatentCoder(__import__('torch').nn.Identity(), .5, np.zeros(2, 'f4'), np.ones(2, 'f4'))
+    with pytest.raises(DataError, match='1 of 3 jets'): c.encode(np.array([[0,1],[np.nan,0],[1,1]], 'f4'))
+
 def test_another_model(folder):
     refused(folder, (folder/'w.jetz').read_bytes(), 'written with another model', model='other', process=True)
 
 def test_what_cannot_be_compressed(folder):
-    for args,word in ((('code','qg.jets.h5'),'one channel'), (('code','w.jets.h5','--step','9'),'not trained for this step'), (('code','w.jets.h5','--block','0'),'out of range'), (('nothing','w.jets.h5'),'nothing')):
+    for args,word in ((('code','qg.jets.h5'),'one channel'), (('code','w.jets.h5','--step','9'),'not trained for this step'), (('code','w.jets.h5','--block','0'),'1 or more'), (('code','w.jets.h5','--block','99999'),'out of range'), (('nothing','w.jets.h5'),'nothing')):
         status,out,err = here('compress', folder/args[0], folder/args[1], *args[2:], '-o', folder/'no.jetz', '-q')
-        assert (status,out)==(1,'') and word in err
+        assert status in (1,2) and out=='' and word in err, (args, err)
     assert not (folder/'no.jetz').exists()
 
 @pytest.mark.parametrize('spoil,word', [
@@ -146,6 +178,8 @@ def test_an_autoencoder_as_a_code(folder):
     assert status==0 and 'ae.jets.h5: 120 jets' in out, err
     data = (folder/'ae.jetz').read_bytes(); head,blocks = parts(data)
     refused(folder, data, 'another model')
+    many = dict(centre=[0.]*2**18, spread=[1.]*2**18, shape=[2**18])   # latent dimensions that the model doesn't have: gigabytes a block
+    refused(folder, build({**head, 'config':{**head['config'], **many}}, blocks), 'settings that are not valid', model='ae')
     for k,v in (('spread',[1.]), ('centre',['x']*100), ('shape',[2**40]), ('shape',[]), ('spread',[float('inf')]*100)):
         refused(folder, build({**head, 'config':{**head['config'], k:v}}, blocks), model='ae')
     n,a,b,crc,check = struct.unpack('<IIIII', blocks[:20])

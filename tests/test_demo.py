@@ -133,14 +133,27 @@ def test_the_demo_keeps_to_its_own_folder(tmp_path):
     from jetbook.data.store import ConfigError
     from jetbook.demo import _own_folder, demo
     (tmp_path/'mine').mkdir(); (tmp_path/'mine/thesis.tex').touch()
-    with pytest.raises(ConfigError, match='holds thesis.tex'): _own_folder(tmp_path/'mine')
-    with pytest.raises(ConfigError, match='a file'): _own_folder(tmp_path/'mine/thesis.tex')
+    with pytest.raises(ConfigError, match='thesis.tex'): _own_folder(tmp_path/'mine')
+    with pytest.raises(ConfigError, match='is a file'): _own_folder(tmp_path/'mine/thesis.tex')
     assert (tmp_path/'mine/thesis.tex').exists()
     d = _own_folder(tmp_path/'own/folder')
-    (d/'old').touch()
-    assert [p.name for p in _own_folder(d).iterdir()]==['.jetbook-demo']
+    (tmp_path/'mine/config.json').touch()
+    (d/'elsewhere').symlink_to(tmp_path/'mine')
+    mine = [d/'notes.txt', d/'config.json', d/'runs/ECAL/notes.txt', d/'elsewhere/config.json']
+    ours = [d/'jets.jets.h5', d/'report.html', d/'runs/ECAL/config.json', d/'runs/ECAL/model.safetensors', d/'search/QCD/mean-0/run/history.csv', d/'search/QCD/search.json']
+    for p in mine+ours: p.parent.mkdir(parents=True, exist_ok=True); p.touch()
+    (d/'runs/linked').symlink_to(tmp_path/'mine')
+    assert sorted(p.name for p in _own_folder(d).iterdir())==['.jetbook-demo','config.json','elsewhere','notes.txt','runs']
+    assert all(p.exists() for p in mine) and not any(p.exists() for p in ours) and (d/'runs/linked').is_symlink()
     with pytest.raises(ConfigError, match='cannot use that many'): demo(tmp_path/'demo2', jets=5)
     assert not (tmp_path/'demo2').exists()
+
+def test_two_demos_do_not_share_a_folder(tmp_path):
+    from jetbook.data.paths import InUse, locked
+    from jetbook.demo import demo
+    with locked(tmp_path/'demo') as d:
+        with pytest.raises(InUse): demo(d, jets=20)
+        assert [p.name for p in d.iterdir()]==['.jetbook.lock']
 
 def test_steps_are_named_and_timed(tmp_path):
     from jetbook.demo import _Steps

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from ..data.store import ConfigError, DataError, JetStore, LAYOUTS, require
-from ..data.paths import atomic_path
+from ..data.paths import atomic_path, input_file, output_file
 from ..metrics import observable_residuals
 from ..train.runs import load_bundle, Run
 from jetbook.codec.codes import (
@@ -229,6 +229,11 @@ def encode(
     z: np.ndarray,  # float32 (B, k)
 ):  # (bytes, rounded z)
     "Write the latent dimensions"
+    if not np.isfinite(z).all():
+        bad = f'{(~np.isfinite(z).all(1)).sum()} of {len(z)} jets'
+        raise DataError(
+            'Some latent dimensions are NaN or infinite', found=bad, do='train the autoencoder longer'
+        )
     n = np.rint((z - self.centre) / (self.spread * np.float32(self.step)))
     n = n.clip(-(2**15), 2**15 - 1).astype(np.int64)
     low = int(n.min(initial=0))
@@ -353,7 +358,9 @@ class LatentCodec:
         self.coder = LatentCoder(learn.model.cpu(), 1 / 16 if step is None else float(step))
         self.config = dict(step=self.coder.step)
         if config:
-            self._set(**_check_rounding(config))
+            with torch.no_grad():
+                shape = self.coder.model.encode(learn.dls.train.dataset.images([0])).shape[1:]
+            self._set(**_check_rounding(config, tuple(shape)))
 
     def _set(self, centre, spread, shape):
         self.coder.centre = centre
@@ -379,8 +386,8 @@ def _check_autoencoder(run, learn):
         )
 
 
-def _check_rounding(config):
-    "Centre, spread and shape from a file's header"
+def _check_rounding(config, want):
+    "Centre, spread and shape from a file's header; the model's latent dimensions have the shape `want`"
     what = 'The file does not say how its latent dimensions were rounded'
     lists = all(isinstance(o, list) and len(o) <= 2**20 for o in config.values())
     if set(config) != {'centre', 'spread', 'shape'} or not lists:
@@ -388,8 +395,8 @@ def _check_rounding(config):
     centre, spread = (np.array(config[k], np.float32) for k in ('centre', 'spread'))
     shape = tuple(map(int, config['shape']))
     finite = np.isfinite(centre).all() and np.isfinite(spread).all()
-    if not (centre.shape == spread.shape == (math.prod(shape),) and finite):
-        raise ConfigError(what, found=f'{centre.shape} values')
+    if not (shape == want and centre.shape == spread.shape == (math.prod(shape),) and finite):
+        raise ConfigError(what, found=f'{centre.shape} values', expected=f'{math.prod(want)}')
     return dict(centre=centre, spread=spread, shape=shape)
 
 # %% ../../nbs/02d_codec.ipynb #cd22c69b
@@ -431,8 +438,14 @@ def decode(
 ):  # (offsets, pixel, value) of each channel, checksum
     "Read a block"
     z = self.coder.decode(data, n)
-    x = self.coder.images(z, self.shape).numpy().reshape(n, self.channels, -1)
-    return [_entries(x[:, c]) for c in range(self.channels)], zlib.crc32(z.tobytes())
+    parts = [[] for _ in range(self.channels)]
+    for i in range(0, n, 512):  # dense images of a whole block would take gigabytes
+        x = self.coder.images(z[i : i + 512], self.shape).numpy()
+        if not np.isfinite(x).all():
+            raise DataError('Some decoded images are NaN or infinite', do='fetch the file again')
+        for part, flat in zip(parts, x.reshape(len(x), self.channels, -1).transpose(1, 0, 2)):
+            part.append(_entries(flat))
+    return list(map(_join, parts)), zlib.crc32(z.tobytes())
 
 
 def _entries(x, dark=1e-3):
@@ -457,7 +470,7 @@ def make_codec(
 # %% ../../nbs/02d_codec.ipynb #58221352
 MAGIC = b'jetz\r\n\x1a\x01'  # the last byte is the version
 MAX_HEADER = 2**24  # bytes: a longer one is refused before it is read
-MAX_BLOCK = 2**16  # jets
+MAX_BLOCK = 2**14  # jets, which bounds the memory that a block takes
 # jets, bytes of jets, bytes of columns, checksum of those bytes, checksum of the decoded jets
 _BLOCK = struct.Struct('<IIIII')
 
@@ -527,7 +540,7 @@ def _write_file(path, head, codec, store, block, progress):
 def compress(
     run: Run,  # of pixel_code or of an autoencoder, or its folder
     store: JetStore,  # N jets, or the path of a store
-    dest: str | Path,  # the file to write, `*.jetz`
+    dest: str | Path,  # the file to write, `*.jetz`: not the store
     step: float = None,  # of the rounding, smaller is finer; default: the recipe's
     block: int = 2048,  # jets coded together
     progress: bool = True,  # show a bar
@@ -535,6 +548,7 @@ def compress(
     "Write jets as a compressed file"
     run = run if isinstance(run, Run) else Run(run)
     store = (store if isinstance(store, JetStore) else JetStore(store)).to('cpu')
+    dest = output_file(dest, store.path)
     if not 1 <= block <= MAX_BLOCK:
         raise ConfigError('The block is out of range', found=block, expected=f'1 to {MAX_BLOCK:,} jets')
     if names := run.config['settings'].get('channels'):
@@ -696,7 +710,7 @@ def _codec_of(head, run, name):
         )
     try:
         return make_codec(run, **head['config'])
-    except (ConfigError, TypeError, ValueError) as e:
+    except (ConfigError, OverflowError, TypeError, ValueError) as e:
         raise _damaged(name, f'settings that are not valid: {e}'[:200]) from e
 
 
@@ -707,10 +721,10 @@ def decompress(
     progress: bool = True,  # show a bar
 ):  # JetStore
     "Read a compressed file; columns come back bit for bit, pixels as they were rounded"
-    source = Path(source)
+    source = input_file(source)
     run = run if isinstance(run, Run) else Run(run)
-    if not source.is_file():
-        raise DataError('No such file', found=str(source), do='check the name and the folder')
+    if dest is not None:
+        dest = output_file(dest, source)
     with open(source, 'rb') as f:
         end = _check_whole(f, source.name)
         head = read_header(f, source.name)

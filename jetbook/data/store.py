@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'native', 'check_cell',
-           'JetStore', 'raise_store_error', 'first_not_finite', 'check_columns', 'njit', 'kernel', 'Buffer',
-           'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets']
+           'JetStore', 'raise_store_error', 'first_not_finite', 'check_columns', 'Target', 'njit', 'kernel', 'Buffer',
+           'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import difflib
@@ -17,6 +17,7 @@ import operator
 import os
 import re
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -158,6 +159,7 @@ class JetStore:
     "Jet images of `height` x `width` in named `channels`, packed: the non-zero entries alone, with per-jet `columns`"
 
     origin = None  # the file the jets are from
+    target = None  # a `Target`, where networks are not trained for the class
     _cell = None
 
     @classmethod
@@ -277,7 +279,8 @@ def check_columns(
             raise DataError(f'Column {k} is not numeric', found=v.dtype, expected='floats or integers')
     for k in ALIASES['label'] if labels else ():
         if k in columns and (bad := np.setdiff1d(columns[k], [0, 1])).size:
-            do = 'drop those jets, or give the column another name'
+            do = f'{k} = ({k} == {np.max(columns[k]):g}) makes that class 1; '
+            do += 'a column of another name can be trained on with target='
             raise DataError(f'Labels in column {k} other than 0 and 1', bad[:5].tolist(), '0 or 1', do)
 
 # %% ../../nbs/00_data.ipynb #64d496a2
@@ -338,13 +341,17 @@ def known_cell(
 
 @patch(as_prop=True)
 def label_column(self: JetStore):
-    "The column that holds the class: `y`, `signal` or None"
+    "The column that holds the class (`y`, `signal`), or the target's; None where there is none"
+    if self.target is not None:
+        return self.target.column if self.target.column in self.columns else None
     return self.column_name('label')
 
 
 @patch(as_prop=True)
 def classes(self: JetStore):
-    "Names of class 0 and class 1"
+    "Names of class 0 and class 1, or those of the target's classes"
+    if self.target is not None:
+        return tuple(map(str, self.target.values or ()))
     return LAYOUTS[self.layout].classes
 
 
@@ -354,7 +361,70 @@ def label(
     i: int,  # index of the jet
 ):  # class name, or '' when the store has no label
     "Name of jet `i`'s class"
-    return self.classes[int(self.columns[self.label_column][i])] if self.label_column else ''
+    return self.label_names(self.labels([i]))[0] if self.label_column else ''
+
+# %% ../../nbs/00_data.ipynb #f6bfff21
+@dataclass(frozen=True)
+class Target:
+    "The column a network is trained to predict"
+
+    column: str  # its name
+    values: tuple = None  # of the classes, in order; None: the column holds numbers to predict
+    mean: float = 0.0  # of the training jets' numbers, in the column's unit
+    std: float = 1.0  # their standard deviation, in the column's unit
+
+    @property
+    def outputs(self):
+        "How many numbers a network gives for a jet"
+        return 1 if self.values is None else len(self.values)
+
+
+@patch
+def aim(
+    self: JetStore,
+    target: Target,  # None: the class, as usual
+):  # JetStore
+    "The same jets, for networks that predict another column"
+    return self._replace(target=target)
+
+
+@patch(as_prop=True)
+def outputs(self: JetStore):
+    "How many numbers a network gives for a jet: one for each class, or the one that is predicted"
+    return 2 if self.target is None else self.target.outputs
+
+
+@patch
+def labels(
+    self: JetStore,
+    idx=slice(None),  # indices of the jets, a slice or a mask
+):  # int64 (n,) classes from 0, or float32 (n,) standardised numbers
+    "What networks learn of the jets"
+    v = self.columns[self.label_column][idx]
+    t = self.target
+    if t is None:
+        return v.astype(np.int64)
+    if t.values is None:
+        return ((v.astype(np.float64) - t.mean) / t.std).astype(np.float32)
+    order = np.argsort(t.values, kind='stable')
+    at = np.searchsorted(t.values, v, sorter=order).clip(max=len(order) - 1)
+    y = order[at]
+    if (bad := np.asarray(t.values)[y] != v).any():
+        found = f'{v[bad][0]} in column {t.column}'
+        raise DataError('A class that is not known', found, ', '.join(map(str, t.values)))
+    return y.astype(np.int64)
+
+
+@patch
+def label_names(
+    self: JetStore,
+    y,  # classes from 0, or standardised numbers (n,), as `labels` or a network gives them
+):  # list of str
+    "Labels as people read them"
+    t = self.target
+    if t is not None and t.values is None:
+        return [f'{t.column} {float(o) * t.std + t.mean:.4g}' for o in y]
+    return [self.classes[int(o)] for o in y]
 
 # %% ../../nbs/00_data.ipynb #de08ea8c
 def njit(
@@ -1001,3 +1071,33 @@ def toy_jets(
     entries = dict(pT=_toy_channel(rng, 50, 25, y))
     columns = dict(signal=y, jet_pt=rng.uniform(250, 300, n), jet_mass=rng.uniform(60, 100, n))
     return JetStore.from_entries(entries, 25, 25, {}, columns, 'toy jets: random numbers', 'lagan')
+
+# %% ../../nbs/00_data.ipynb #70c22181
+def find_target(
+    store: JetStore,  # N jets
+    column: str,  # name of a column
+    task: str = None,  # 'classify' or 'regress'; default: classify, if there are few values
+):  # Target
+    "The target that a column is"
+    if column not in store.columns:
+        expected = ', '.join([*store.columns][:20]) or 'a store with columns'
+        raise ConfigError('No such column', found=column, expected=expected)
+    v = store.columns[column]
+    if task not in (None, 'classify', 'regress'):
+        raise ConfigError('No such task', found=task, expected="'classify' or 'regress'")
+    if v.dtype.kind == 'f' and not np.isfinite(v).all():
+        found = f'{(~np.isfinite(v)).sum():,} of {len(v):,} jets'
+        raise DataError(f'Column {column} has values that are not finite', found, 'none', 'drop these jets')
+    if task == 'regress':
+        if len(v) and v.min() == v.max():
+            raise DataError(
+                f'Column {column} has one value', found=str(v[0]), expected='a number that varies'
+            )
+        return Target(column)
+    values = np.unique(v)
+    if len(values) > 100:
+        what = f'Column {column} has too many values to be a class'
+        raise ConfigError(what, f'{len(values):,}', 'at most 100', "task='regress' predicts it as a number")
+    if len(values) < 2:
+        raise DataError(f'Column {column} has one class', values.tolist(), 'at least two classes')
+    return Target(column, tuple(values.tolist()))

@@ -19,7 +19,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
-from ..data.store import ConfigError, DataError, JetStore, njit, Ragged
+from ..data.store import ALIASES, ConfigError, DataError, JetStore, njit, Ragged
 from ..data.paths import atomic_path, checksum, input_file, output_file
 from ..data.loaders import as_split, Split, StoreDL
 from ..train.runs import fingerprint
@@ -183,9 +183,10 @@ def _columns(store, idx):
     "y, pt and m0 of jets, if the store has them"
     res = {}
     if store.label_column:
-        res['y'] = torch.from_numpy(store.columns[store.label_column][idx].astype(np.int64))
+        res['y'] = torch.from_numpy(store.labels(idx))
     for k, meaning in dict(pt='pt', m0='mass').items():
-        if name := store.column_name(meaning):
+        known = store.target is not None and store.target.column in ALIASES[meaning]
+        if (name := store.column_name(meaning)) and not known:  # what is to be predicted is no input
             res[k] = torch.from_numpy(store.columns[name][idx].astype(np.float32))
     return res
 
@@ -505,7 +506,7 @@ def show_batch(
 ):  # matplotlib axes (n,)
     "Draw jets of a batch"
     b = self.one_batch() if b is None else b
-    return _draw_batch(_pictures(self, b, max_n), [self.vocab[int(o)] for o in b[-1][:max_n]])
+    return _draw_batch(_pictures(self, b, max_n), self.dataset.label_names(b[-1][:max_n]))
 
 
 @patch
@@ -518,8 +519,12 @@ def show_results(
 ):  # matplotlib axes (n,)
     "Draw jets with their class and the predicted one"
     out = out[0] if isinstance(out, tuple) else out
-    cls = out.argmax(-1) if out.ndim > 1 else out.long()
-    titles = [f'{self.vocab[int(t)]}\npredicted {self.vocab[int(p)]}' for t, p in zip(b[-1][:max_n], cls)]
+    if self.dataset.outputs == 1:
+        cls = out.flatten()
+    else:
+        cls = out.argmax(-1) if out.ndim > 1 else out.long()
+    names = self.dataset.label_names
+    titles = [f'{t}\npredicted {p}' for t, p in zip(names(b[-1][:max_n]), names(cls[:max_n]))]
     return _draw_batch(_pictures(self, b, max_n), titles)
 
 

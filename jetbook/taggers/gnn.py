@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
 from fastcore.meta import delegates
 from torch import nn, Tensor
 from torch.autograd import Function
@@ -30,8 +28,8 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 from ..data.store import ConfigError, DataError, JetStore, njit
 from ..data.loaders import Split
-from ..train.recipes import recipe, Takes
-from ..train.training import fused_adam, roc_auc
+from ..train.recipes import recipe, Takes, TARGETS
+from ..train.training import fused_adam, loss_and_metrics, roc_auc
 from ..graphs.nodes import image_moments
 from ..graphs.batches import graph_dls, GraphDL, GraphSpec
 
@@ -411,15 +409,9 @@ def graph_learner(
     **kwargs,  # for `Learner`
 ):  # Learner
     "A Learner for graph classifiers: cross-entropy, PyTorch's fused Adam, accuracy and AUC"
-    return Learner(
-        dls,
-        net,
-        loss_func=CrossEntropyLossFlat(),
-        opt_func=fused_adam(),
-        wd=wd,
-        metrics=[accuracy, roc_auc()],
-        **kwargs,
-    )
+    loss, metrics = loss_and_metrics(dls.train.dataset)
+    metrics = [*metrics, roc_auc()] if dls.train.dataset.outputs == 2 else metrics
+    return Learner(dls, net, loss_func=loss, opt_func=fused_adam(), wd=wd, metrics=metrics, **kwargs)
 
 # %% ../../nbs/05_gnn.ipynb #e7e4c097
 class ScaledGraphDL(GraphDL):
@@ -494,8 +486,8 @@ def gin_conv(
     return GINConv(nn.Sequential(nn.Linear(i, o), nn.ReLU(), nn.Linear(o, o)))
 
 
-def _head(h):
-    return nn.Sequential(nn.Linear(h, max(h // 4, 1)), nn.ReLU(), nn.Linear(max(h // 4, 1), 2))
+def _head(h, outputs=2):
+    return nn.Sequential(nn.Linear(h, max(h // 4, 1)), nn.ReLU(), nn.Linear(max(h // 4, 1), outputs))
 
 # %% ../../nbs/05_gnn.ipynb #6477436f
 def _r4(
@@ -516,12 +508,11 @@ def _r4(
     dls = r4_dls(store, split, k, resize, standardise, threshold, weighted, bs)
     c = len(store.channels)
     h = hidden
-    return graph_learner(
-        dls, GraphNet([conv(c, h), conv(h, 2 * h), conv(2 * h, h)], _head(h), h, pool, plain)
-    )
+    convs = [conv(c, h), conv(h, 2 * h), conv(2 * h, h)]
+    return graph_learner(dls, GraphNet(convs, _head(h, store.outputs), h, pool, plain))
 
 # %% ../../nbs/05_gnn.ipynb #1ed1bcd0
-@recipe(reference='R4', epochs=5, lr_max=1e-2)
+@recipe(reference='R4', epochs=5, lr_max=1e-2, targets=TARGETS)
 @delegates(_r4)
 def gcn(
     store: JetStore,  # the jets
@@ -532,7 +523,7 @@ def gcn(
     return _r4(store, split, GCNConv, True, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=3e-3)
+@recipe(reference='R4', epochs=5, lr_max=3e-3, targets=TARGETS)
 @delegates(_r4)
 def gat(
     store: JetStore,  # the jets
@@ -543,7 +534,7 @@ def gat(
     return _r4(store, split, GATConv, False, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=1e-2)
+@recipe(reference='R4', epochs=5, lr_max=1e-2, targets=TARGETS)
 @delegates(_r4)
 def sage(
     store: JetStore,  # the jets
@@ -554,7 +545,7 @@ def sage(
     return _r4(store, split, SAGEConv, False, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=1e-3)
+@recipe(reference='R4', epochs=5, lr_max=1e-3, targets=TARGETS)
 @delegates(_r4)
 def gin(
     store: JetStore,  # the jets

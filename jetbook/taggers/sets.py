@@ -16,15 +16,14 @@ import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import AccumMetric, accuracy
 from sklearn.metrics import roc_auc_score
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
 from ..data.observables import jet_profile
 from ..data.loaders import Split
-from ..train.recipes import recipe
-from ..train.training import fused_adam
+from ..train.recipes import recipe, TARGETS
+from ..train.training import fused_adam, loss_and_metrics
 from ..train.runs import score
 from ..graphs.batches import graph_dls, GraphDL, GraphSpec
 
@@ -167,13 +166,14 @@ class ParticleFlow(nn.Module):
         scale: CellScale,  # from `cell_scale`
         width: int = 128,  # hidden units
         dropout: float = 0.1,  # in the jet's network
+        outputs: int = 2,  # numbers per jet: one for each class
     ):
         super().__init__()
         self.scale = scale
         self.cell = nn.Sequential(
             mlp(len(scale.x_mean), width, width, norm=True), nn.BatchNorm1d(width), nn.ReLU()
         )
-        self.jet = mlp(3 * width + 3, width, width // 2, 2, dropout=dropout)
+        self.jet = mlp(3 * width + 3, width, width // 2, outputs, dropout=dropout)
 
     def forward(
         self,
@@ -235,29 +235,17 @@ def set_learner(
     dls,  # from `cell_dls`
     model: nn.Module,  # (x, mask, u) -> logits
     wd: float = 0.01,  # weight decay
-    loss_func=None,  # default: cross-entropy
-    metrics=accuracy,  # of fastai
+    loss_func=None,  # default: cross-entropy, or for a number the mean squared error
+    metrics=None,  # of fastai; default: those of the target
 ):  # Learner
     "Train a set network with AdamW"
+    loss, usual = loss_and_metrics(dls.train.dataset)
     return Learner(
-        dls,
-        model,
-        loss_func or CrossEntropyLossFlat(),
-        opt_func=fused_adam(decoupled=True),
-        wd=wd,
-        metrics=metrics,
+        dls, model, loss_func or loss, opt_func=fused_adam(decoupled=True), wd=wd, metrics=metrics or usual
     )
 
-
-def _check_settings(name, bs, dropout=0.0, **sizes):
-    for k, v in dict(bs=bs, **sizes).items():
-        if not 1 <= v <= 4096:
-            raise ConfigError(f'{k} of {name} is out of range', found=v, expected='1 to 4096')
-    if not 0 <= dropout < 1:
-        raise ConfigError(f'dropout of {name} is out of range', found=dropout, expected='0 or more, below 1')
-
 # %% ../../nbs/05b_sets.ipynb #fcc54d91
-@recipe(task='classify', reference='Komiske, Metodiev, Thaler 2018', epochs=15, lr_max=3e-3)
+@recipe(task='classify', reference='Komiske, Metodiev, Thaler 2018', epochs=15, lr_max=3e-3, targets=TARGETS)
 def pfn(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -269,12 +257,11 @@ def pfn(
     bs: int = 128,  # jets per batch
 ):  # Learner
     "Particle Flow Network on the detector's own cells"
-    _check_settings('pfn', bs, dropout, width=width)
     dls = cell_dls(store, split, bs)
-    return set_learner(dls, ParticleFlow(cell_scale(dls.train, turn), width, dropout), wd)
+    return set_learner(dls, ParticleFlow(cell_scale(dls.train, turn), width, dropout, store.outputs), wd)
 
 
-@recipe(task='classify', reference='Komiske, Metodiev, Thaler 2018', epochs=3, lr_max=1e-2)
+@recipe(task='classify', reference='Komiske, Metodiev, Thaler 2018', epochs=3, lr_max=1e-2, targets=TARGETS)
 def pfn_quick(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -363,6 +350,7 @@ class ParticleNet(nn.Module):
         k: int = 8,  # neighbours of a cell
         dynamic: bool = False,  # neighbours of later blocks in feature space
         dropout: float = 0.1,  # in the jet's network
+        outputs: int = 2,  # numbers per jet: one for each class
     ):
         super().__init__()
         self.scale = scale
@@ -372,7 +360,7 @@ class ParticleNet(nn.Module):
         self.cell = nn.Sequential(nn.Linear(len(scale.x_mean), sizes[0]), nn.ReLU())
         self.convs = nn.ModuleList([EdgeConv(*s) for s in zip(sizes, widths)])
         self.fuse = nn.Sequential(nn.Linear(sum(sizes), 128), nn.ReLU())
-        self.jet = mlp(3 * 128 + 3, 128, 2, dropout=dropout)
+        self.jet = mlp(3 * 128 + 3, 128, outputs, dropout=dropout)
 
     def forward(
         self,
@@ -391,7 +379,7 @@ class ParticleNet(nn.Module):
         return self.jet(torch.cat([pool_cells(put_back(self.fuse(torch.cat(h, 1)), mask), mask), u], 1))
 
 # %% ../../nbs/05b_sets.ipynb #a7a8ef12
-@recipe(task='classify', reference='Qu and Gouskos 2019', epochs=8, lr_max=3e-3)
+@recipe(task='classify', reference='Qu and Gouskos 2019', epochs=8, lr_max=3e-3, targets=TARGETS)
 def particle_net(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -405,11 +393,9 @@ def particle_net(
     bs: int = 128,  # jets per batch
 ):  # Learner
     "Edge convolutions over neighbouring cells, small enough for a CPU"
-    if not widths:
-        raise ConfigError('widths of particle_net is empty', expected='one width per edge convolution')
-    _check_settings('particle_net', bs, dropout, k=k, **{f'widths[{i}]': w for i, w in enumerate(widths)})
     dls = cell_dls(store, split, bs)
-    return set_learner(dls, ParticleNet(cell_scale(dls.train, turn), tuple(widths), k, dynamic, dropout), wd)
+    scale = cell_scale(dls.train, turn)
+    return set_learner(dls, ParticleNet(scale, tuple(widths), k, dynamic, dropout, store.outputs), wd)
 
 # %% ../../nbs/05b_sets.ipynb #3e787a16
 @torch.no_grad()
@@ -466,6 +452,7 @@ class ParticleTransformer(nn.Module):
         pairs: bool = True,  # use the features of pairs
         dropout: float = 0.1,  # in the jet's network
         group: int = 16,  # jets at a time
+        outputs: int = 2,  # numbers per jet: one for each class
     ):
         super().__init__()
         self.scale = scale
@@ -475,7 +462,7 @@ class ParticleTransformer(nn.Module):
         self.blocks = nn.ModuleList([AttentionBlock(width, heads) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         self.bias = nn.Parameter(torch.zeros(layers * heads, 8)) if pairs else None
-        self.jet = mlp(3 * width + 3, 64, 2, dropout=dropout)
+        self.jet = mlp(3 * width + 3, 64, outputs, dropout=dropout)
 
     def forward(
         self,
@@ -506,7 +493,7 @@ class ParticleTransformer(nn.Module):
         return pool_cells(self.norm(h) * mask[..., None], mask)
 
 # %% ../../nbs/05b_sets.ipynb #7bd6fa7a
-@recipe(task='classify', reference='Qu, Li, Qian 2022', epochs=8, lr_max=1e-3)
+@recipe(task='classify', reference='Qu, Li, Qian 2022', epochs=8, lr_max=1e-3, targets=TARGETS)
 def particle_transformer(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -522,23 +509,14 @@ def particle_transformer(
     bs: int = 64,  # jets per batch
 ):  # Learner
     "Attention among all cells with features of pairs, small enough for a CPU"
-    _check_settings(
-        'particle_transformer',
-        bs,
-        dropout,
-        width=width,
-        heads=heads,
-        layers=layers,
-        **({} if max_nodes is None else dict(max_nodes=max_nodes)),
-    )
     if width % heads:
         raise ConfigError(
             'heads of particle_transformer do not divide its width', found=f'{heads} heads, width {width}'
         )
     dls = cell_dls(store, split, bs, max_nodes)
-    return set_learner(
-        dls, ParticleTransformer(cell_scale(dls.train, turn), width, heads, layers, pairs, dropout), wd
-    )
+    scale = cell_scale(dls.train, turn)
+    net = ParticleTransformer(scale, width, heads, layers, pairs, dropout, outputs=store.outputs)
+    return set_learner(dls, net, wd)
 
 # %% ../../nbs/05b_sets.ipynb #33eda919
 class ProfileDL(GraphDL):
@@ -754,7 +732,6 @@ def ensemble(
         raise ConfigError(
             'No such member of an ensemble', found=bad if members else 'none', expected=', '.join(known)
         )
-    _check_settings('ensemble', bs)
     learners = [known[m](store, split, bs=bs) for m in members]
     auc = EnsembleAUC(roc_auc_score, to_np=True, invert_arg=True, name='auc')
     return set_learner(

@@ -31,11 +31,16 @@ from fastcore.foundation import L
 from torch import nn
 from tqdm.auto import tqdm
 from .. import __version__
-from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore
+from ..data.store import ALIASES, ConfigError, DataError, find_target, JetbookError, JetStore, Target
 from ..data.paths import atomic_path, locked, output_folder, read_text, remove_dead
-from ..data.loaders import jet_keys, split, Split
+from ..data.loaders import as_split, jet_keys, split, Split
 from ..losses import image_pt_mass
-from ..metrics import classification_metrics, ReconstructionMeter
+from jetbook.metrics import (
+    classification_metrics,
+    multiclass_metrics,
+    ReconstructionMeter,
+    regression_metrics,
+)
 from .recipes import check_range, check_setting, get_recipe, Range, RANGES, UnknownRecipe
 from jetbook.train.training import (
     building,
@@ -249,6 +254,9 @@ def _read_jets(run):
     return key[first], part[first]
 
 # %% ../../nbs/01d_runs.ipynb #8d5bf598
+_TOYS = 'toy jets: random numbers'
+
+
 def _toy_entries(grid, n, rng):
     "Entries of `n` toy jets in one channel of `grid` pixels"
     lit = [np.sort(rng.choice(grid, min(grid, 40), replace=False)) for _ in range(n)]
@@ -267,8 +275,7 @@ def _like(d, n=64):
         entries = {k: _toy_entries(h * w // up[k] ** 2, n, rng) for k in names}
         labels = ALIASES['label']
         cols = {str(k): np.arange(n) % 2 if k in labels else rng.uniform(60, 100, n) for k in d['columns']}
-        source = 'toy jets: random numbers'
-        return JetStore.from_entries(entries, h, w, up, cols, source, str(d['layout']), d['cell'])
+        return JetStore.from_entries(entries, h, w, up, cols, _TOYS, str(d['layout']), d['cell'])
     except FROM_BELOW as e:
         found = f'{type(e).__name__}: {e}'[:200]
         raise ConfigError('The run does not describe its jets', found=found) from e
@@ -367,6 +374,21 @@ class Run:
             raise UnknownRecipe(e.what, e.found, e.expected, _import_first(self.config)) from None
 
     @property
+    def target(self):
+        "The `Target`, where it is not the class"
+        d = self.config.get('target')
+        if d is None:
+            return None
+        values, mean, std = map(d.get, ('values', 'mean', 'std')) if isinstance(d, dict) else (0, 0, 0)
+        many = isinstance(values, list) and 1 < len(values) <= 100
+        numbers = [*(values if many else []), mean, std]
+        ok = all(isinstance(v, (int, float)) and abs(v) < 2**53 for v in numbers)  # False for NaN
+        if not (many or values is None) or not ok or std <= 0 or len(numbers) != len({*numbers[:-2]}) + 2:
+            do = 'check target in config.json'
+            raise ConfigError('The run does not describe its target', found=str(d)[:100], do=do)
+        return Target(str(d.get('column')), tuple(values) if many else None, mean, std)
+
+    @property
     def history(self):
         "One row an epoch: losses, metrics, learning rate, seconds"
         f = self.path / 'history.csv'
@@ -393,6 +415,20 @@ class Run:
         return f'Run {self.name}: {self.config["recipe"]}, {epochs}{state}'
 
 # %% ../../nbs/01d_runs.ipynb #df486eed
+def _aimed(target, store):
+    "The store with a run's target; its column is made up where it is not known"
+    if target is None:
+        return store
+    if target.column not in store.columns:
+        made = np.resize(target.values or [target.mean], len(store))
+        store = store._replace(columns={**store.columns, target.column: made})
+    elif target.values is not None and not np.isin(store.columns[target.column], target.values).all():
+        if store.source == _TOYS:  # random numbers in place of classes
+            columns = {**store.columns, target.column: np.resize(target.values, len(store))}
+            store = store._replace(columns=columns)
+    return store.aim(target)
+
+
 @patch
 def split(
     self: Run,
@@ -463,7 +499,7 @@ def learner(
     shapes, meta = header_tensors(self.path / 'model.safetensors')
     settings = self.recipe.check(config['settings'])
     _check_config(self.path, config, meta)
-    jets = _like(config.get('store')) if store is None else store
+    jets = _aimed(self.target, _like(config.get('store')) if store is None else store)
     parts = split(jets) if store is None else self.split(store)
     rng = rng_state()
     try:
@@ -568,17 +604,23 @@ def train(
     valid: float = 0.15,  # fraction of jets for validation
     test: float = 0.15,  # fraction of jets for testing
     n_train: int = None,  # train on only that many jets
+    split=None,  # a split of your own: a `Split`, or indices (train, valid) or (train, valid, test)
+    groups: str = None,  # column, or several: jets with equal values stay in one part
     start: str | Path = None,  # a finished run of the same network, whose weights to start from
+    target: str = None,  # column to predict; default: the class
+    task: str = None,  # of the target: 'classify' or 'regress'; default: classes, if it has few values
     resume: bool = True,  # resume a run that was stopped
     progress: bool = True,  # show progress
     cbs=(),  # more fastai callbacks
     **settings,  # of the recipe
 ):  # Run
     "Train a recipe by name, and write the run to the folder `out`"
-    r, store = get_recipe(recipe), as_store(store)
+    r, store = get_recipe(recipe), _with_target(as_store(store), target, task)
     settings = r.guard(store, settings=settings)
     training = _settings_of_training(r, epochs, lr_max, schedule, seed)
-    parts = split(store, valid, test, split_seed, n_train=n_train)
+    made = dict(valid=valid, test=test, seed=split_seed, n_train=n_train, groups=groups)
+    parts = _parts(store, split, made)
+    store = _scaled(store, parts)
     state, training['start'] = _start_of(start)
     config = _config(r, store, r.guard(store, parts, settings), parts, **training)
     out = output_folder(out, 'config.json')
@@ -598,6 +640,36 @@ def train(
         return _fit(learn, run, progress, cbs)
 
 # %% ../../nbs/01d_runs.ipynb #a76d8e37
+def _parts(store, own, made):
+    "The split of one's own, or one that is made"
+    if own is None:
+        return split(store, **made)
+    usual = dict(valid=0.15, test=0.15, seed=0, n_train=None, groups=None)
+    if extra := [k for k, v in made.items() if v != usual[k]]:
+        found = 'split and ' + ', '.join('split_seed' if k == 'seed' else k for k in extra)
+        raise ConfigError('A split of your own says which jets are in which part', found, 'split alone')
+    return as_split(store, own)
+
+
+def _with_target(store, column, task):
+    "The store with the target that was asked for"
+    if column is None and task not in (None, 'classify'):
+        raise ConfigError('No target', found=f'task={task!r}', do='name the column: target=')
+    if column is None:
+        return store
+    if column == store.label_column and task != 'regress':
+        return store
+    return store.aim(find_target(store, column, task))
+
+
+def _scaled(store, parts):
+    "The store with a target that knows the scale of the training jets' numbers"
+    if store.outputs > 1:
+        return store
+    v = store.columns[store.target.column][parts.train].astype(np.float64)
+    return store.aim(Target(store.target.column, None, float(v.mean()), float(v.std()) or 1.0))
+
+
 def _start_of(start):
     "The tensors of the run to start from, and what is kept of it in `config.json`"
     if start is None:
@@ -677,7 +749,7 @@ def _seeded(r, store, sp, settings, seed):
     learn = r.func(store, sp, **settings)
     if hasattr(learn.dls.train, 'seed'):
         learn.dls.train.seed = seed
-    if r.task == 'classify' and 'auc' not in learn.metrics.attrgot('name'):
+    if r.task == 'classify' and store.outputs == 2 and 'auc' not in learn.metrics.attrgot('name'):
         learn.metrics = [*learn.metrics, roc_auc()]
     set_seed(seed + 1)
     return learn
@@ -770,7 +842,8 @@ def _config(r, store, settings, sp, **kwargs):
         format='jetbook-run',
         version=1,
         recipe=r.name,
-        task=r.task,
+        task='regress' if store.outputs == 1 else r.task,
+        target=None if store.target is None else to_json(vars(store.target)),
         reference=r.reference,
         module=r.func.__module__,
         settings=settings,
@@ -791,6 +864,7 @@ def _asked(c):
         **settings,
         **{k: split.get(k) for k in ('valid', 'test', 'n_train')},
         'split_seed': split.get('seed'),
+        'target': c['target'].get('column') if isinstance(c.get('target'), dict) else None,
         'start': (c.get('start') or {}).get('run') if isinstance(c.get('start'), dict) else None,
         'store': f'{store.get("n")} jets, {str(store.get("digest"))[:8]}, {store.get("source")}',
         'split': str(split.get('digest'))[:8],
@@ -799,7 +873,8 @@ def _asked(c):
 
 def _same(old, new, out):
     "Complain if a run folder holds another run"
-    keys = ['recipe', 'settings', 'seed', 'epochs', 'lr_max', 'schedule', 'start', 'split', 'store']
+    keys = ['recipe', 'settings', 'target', 'seed', 'epochs', 'lr_max', 'schedule']
+    keys += ['start', 'split', 'store']
     found_rate = new['lr_found'] and old.get('lr_found')
     if found_rate:
         keys.remove('lr_max')
@@ -956,6 +1031,37 @@ def _classify(learn, dl):
     return classification_metrics(y, s), dict(y=y, score=s)
 
 
+def _outputs(learn, dl):
+    "What a network gives for the jets of `dl` (N, outputs), and their labels (N,)"
+    with quiet(learn):
+        out, y = learn.get_preds(dl=dl, act=lambda o: o)
+    return (out[0] if isinstance(out, (tuple, list)) else out).float().cpu(), y.numpy()
+
+
+def _probabilities(learn, dl):
+    "Probability of each class (N, K), and labels (N,)"
+    out, y = _outputs(learn, dl)
+    return out.softmax(-1).numpy(), y
+
+
+def _predict_class(learn, dl):
+    p, y = _probabilities(learn, dl)
+    arrays = {f'score_{i}': np.ascontiguousarray(p[:, i]) for i in range(p.shape[1])}
+    return multiclass_metrics(y, p, dl.dataset.classes), dict(y=y, **arrays)
+
+
+def _numbers(learn, dl):
+    "Predicted and true numbers (N,), in the column's unit"
+    out, y = _outputs(learn, dl)
+    t = dl.dataset.target
+    return [(np.asarray(o, np.float64).ravel() * t.std + t.mean).astype(np.float32) for o in (out, y)]
+
+
+def _predict_number(learn, dl):
+    pred, true = _numbers(learn, dl)
+    return regression_metrics(true, pred), dict(y=true, prediction=pred)
+
+
 @torch.no_grad()
 def reconstructions(
     learn: Learner,  # of an autoencoder
@@ -1026,9 +1132,11 @@ def _check_geometry(run, store, spec):
 def _known_columns(run, store):
     "The store with just those of pt and mass that the network was given in training: graphs carry them"
     trained_with = set(run.config['store']['columns'])
+    predicted = store.target.column if store.target is not None else None
     for names in (ALIASES['pt'], ALIASES['mass']):
-        if not trained_with & set(names):
-            store = store._replace(columns={k: v for k, v in store.columns.items() if k not in names})
+        if not trained_with & set(names) or predicted in names:
+            kept = {k: v for k, v in store.columns.items() if k not in names or k == predicted}
+            store = store._replace(columns=kept)
         elif not set(store.columns) & set(names):
             raise DataError(
                 f'{run.name} was trained with the {names[0]} of its jets',
@@ -1045,13 +1153,17 @@ def _fitting(run, store, learn):
     store = store.select(
         channels=names if isinstance(names, (list, str)) else run.config['store']['channels']
     )
+    store = _aimed(run.target, store)
     spec = getattr(learn.dls.train, 'spec', None)
     _check_geometry(run, store, spec)
     return store if spec is None else _known_columns(run, store)
 
 # %% ../../nbs/01d_runs.ipynb #41315983
-def _evaluation(r):
-    "The function that evaluates a recipe: (learn, loader) -> metrics, arrays of one number per jet"
+def _evaluation(run):
+    "The function that evaluates a run: (learn, loader) -> metrics, arrays of one number per jet"
+    if run.target is not None and run.target.outputs != 2:
+        return _predict_number if run.target.values is None else _predict_class
+    r = run.recipe
     f = r.evaluate or dict(classify=_classify, reconstruct=reconstruction_errors).get(r.task)
     if f is None:
         raise ConfigError(f'No evaluation for the task {r.task}', do='give the recipe an `evaluate`')
@@ -1059,7 +1171,13 @@ def _evaluation(r):
 
 
 def _check_labels(run, store):
-    if run.recipe.task == 'classify' and store.label_column is None:
+    if run.target is not None and run.target.column not in store.columns:
+        raise DataError(
+            f'The store has no {run.target.column} to evaluate predictions with',
+            found=', '.join([*store.columns][:20]) or 'no columns',
+            do='predict(run, store) needs none (jetbook predict RUN STORE -o scores.csv)',
+        )
+    if run.target is None and run.recipe.task == 'classify' and store.label_column is None:
         raise DataError(
             'The store has no labels to evaluate scores with',
             found=', '.join(store.columns) or 'no columns',
@@ -1076,7 +1194,7 @@ def evaluate(
 ):  # dict of metrics
     "Score a run on the jets of a part; add the metrics to its `metrics.json`"
     (run,), store = as_runs([run]), as_store(store)
-    metrics_of = _evaluation(run.recipe)
+    metrics_of = _evaluation(run)
     _check_labels(run, store)
     idx = _part(run, store, part)
     if not len(idx):
@@ -1144,12 +1262,13 @@ def predict(
     "Score jets, with or without labels; a recipe with its own `evaluate` gives the first of its arrays"
     (run,), store = as_runs([run]), as_store(store)
     idx = store.indices(idx)
-    score_of = _per_jet(run.recipe)
+    score_of = _per_jet(run)
     learn = run.learner()
     fitting = _with_labels(_fitting(run, store, learn))
     _own_jets(run, store, idx)
     step = 16 * bs if run.recipe.task in ('classify', 'reconstruct') else max(len(idx), 1)
-    res = [np.empty(0, np.float32)]
+    classes = run.target.outputs if run.target is not None else 2
+    res = [np.empty((0, classes) if classes > 2 else 0, np.float32)]
     with tqdm(total=len(idx), desc='predict', unit='jets', disable=not progress) as bar:
         for dl in _loaders(learn, fitting, idx, step, bs):
             res.append(score_of(learn, dl))
@@ -1175,8 +1294,12 @@ def _with_labels(store):
     return store._replace(columns={**store.columns, 'y': np.zeros(len(store), np.uint8)})
 
 
-def _per_jet(r):
-    "What gives a number for each jet of a loader, for the recipe `r`"
+def _per_jet(run):
+    "What gives a number, or one for each class, for each jet of a loader"
+    if run.target is not None and run.target.outputs != 2:
+        f = _numbers if run.target.values is None else _probabilities
+        return lambda learn, dl: f(learn, dl)[0]
+    r = run.recipe
     if r.task == 'classify' and r.evaluate is None:
         return lambda learn, dl: _class_scores(learn, dl)[0]
     if r.task == 'reconstruct':

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'FROM_BELOW', 'toy_learner', 'to_json', 'from_json', 'write_json', 'read_json', 'check_fields',
            'tensor_checksum', 'text_checksum', 'save_tensors', 'load_tensors', 'header_tensors', 'building',
-           'flatten_tree', 'unflatten_tree', 'fused_adam', 'roc_auc', 'rng_state', 'set_rng_state', 'quiet', 'find_lr',
-           'transform_state', 'set_transform_state', 'Diverged', 'Checkpoint', 'weights_checksum', 'epoch_of',
-           'saving_in', 'Replay', 'TrainingBar', 'keep_memory']
+           'flatten_tree', 'unflatten_tree', 'fused_adam', 'roc_auc', 'loss_and_metrics', 'rng_state', 'set_rng_state',
+           'quiet', 'find_lr', 'transform_state', 'set_transform_state', 'Diverged', 'Checkpoint', 'weights_checksum',
+           'epoch_of', 'saving_in', 'Replay', 'TrainingBar', 'keep_memory']
 
 # %% ../../nbs/01c_training.ipynb #b663ca68
 import json
@@ -26,7 +26,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import combined_cos, LRFinder, ParamScheduler, SchedCos, valley
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import accuracy, ActivationType, skm_to_fastai
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import find_bs
@@ -422,6 +422,20 @@ def roc_auc():  # fastai metric, named 'auc'
     metric = skm_to_fastai(_auc, axis=-1, activation=ActivationType.BinarySoftmax)
     metric.name = 'auc'
     return metric
+
+
+def loss_and_metrics(
+    store: JetStore,  # the jets, with their target
+):  # (loss, list of metrics)
+    "What a network is trained with: cross-entropy of classes, or the mean squared error of a number"
+    if store.outputs > 1:
+        return CrossEntropyLossFlat(), [accuracy]
+    std = store.target.std
+
+    def mae(pred, y):
+        return (pred.flatten() - y.flatten()).abs().mean() * std  # in the column's unit
+
+    return MSELossFlat(), [mae]
 
 
 def _auc(y, p):

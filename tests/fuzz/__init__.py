@@ -30,10 +30,15 @@ folder, and both say that they won), *orphans* (worker processes go on).
   silent; no score that jetbook computes depends on them. Whatever else is wrong with them must be an error
   like any other.
 - `created_by`, `versions` and the pictures: nothing reads them back.
+- Whole arrays that somebody removed, renamed or wrote anew with an HDF5 library: that is an edit, and adding
+  a column in this way is allowed. `verify` says how many arrays carry a checksum, one fewer then; such cases
+  are counted as *edited*. A value, an attribute or a type that is changed in place must be found.
 - Forgery. A checksum is no signature: who changes a file on purpose can also write the checksum that
   belongs to it. Edits made with h5py or a JSON library without it are in; tests/test_hostile.py has files
   that are meant to harm.
 - The parsers below: where pyarrow itself ends while it is asked for comparison, that isn't counted.
+- Pictures of a training. The weights are written first, and a training that is killed while it draws is
+  complete without them: *bare*.
 - Power loss. A kill leaves what was written in the page cache; what an unplugged disk does is not tried.
 - Bytes that no format uses (padding, free space, an old object's remains in HDF5) are damaged too, and are
   harmless.

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -227,6 +228,12 @@ def main(argv=None):
     a = arguments(argv)
     a.only = a.only.split(';' if ';' in a.only else ',') if a.only else None
     work = Path(a.work or ROOT / 'runs' / 'fuzz').resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    lock = open(work / 'lock', 'w')  # held as long as this process is there
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(f'another fuzz runs in {work}: name another folder with --work')
     good = work / f'inputs-{key()}'
     for old in work.glob('inputs-*'):
         if old != good:

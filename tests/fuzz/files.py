@@ -17,7 +17,7 @@ from .subjects import canon_parts, files_of
 
 SECONDS = 20  # for an operation
 MEMORY = 256  # MB more than before
-GOOD = 'refused', 'harmless', 'as read', 'verify', 'text'
+GOOD = 'refused', 'harmless', 'as read', 'verify', 'edited', 'text'
 BAD = 'foreign', 'crash', 'hang', 'memory', 'silent', 'touched', 'escapes'
 BATCH = 40  # cases a fork
 
@@ -190,7 +190,7 @@ def run_case(subject, seed, index, good, place, refs, say=lambda **o: None, keep
             if subject.name != 'half a pack':
                 extra.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    return dict(rec, **judge(subject, name, results, refs))
+    return dict(rec, **judge(subject, name, results, refs, way))
 
 
 def _only_files(folder, names):
@@ -199,7 +199,7 @@ def _only_files(folder, names):
     return [n for n in names if stat.S_IFMT(os.lstat(Path(folder) / n).st_mode) not in plain]
 
 
-def judge(subject, name, results, refs):
+def judge(subject, name, results, refs, way=None):
     "The worst end of a case's operations"
     ends = []
     for r in results:
@@ -214,7 +214,12 @@ def judge(subject, name, results, refs):
         for e in ends:
             if e['end'] == 'silent':
                 e['end'] = 'verify'
-    order = (*BAD[::-1], 'text', 'verify', 'refused', 'as read', 'harmless')
+    counted = [e for e in ends if e['op'] == 'verify' and e.get('text') == 'other checksums']
+    if way == 'hdf5' and counted:  # a whole array was written anew or removed, and verify counts fewer
+        for e in ends:
+            if e['end'] == 'silent':
+                e['end'] = 'edited'
+    order = (*BAD[::-1], 'text', 'edited', 'verify', 'refused', 'as read', 'harmless')
     worst = min(ends, key=lambda e: order.index(e['end']), default=dict(end='harmless', op=''))
     return worst
 

@@ -17,7 +17,7 @@ from . import pool
 from . import subjects as S
 
 SECONDS = 60  # for a run that is not killed
-GOOD = ('whole',)
+GOOD = 'whole', 'bare'
 BAD = 'stuck', 'lost', 'left', 'touched', 'broken', 'both', 'orphans', 'foreign', 'hang'
 
 Verb = namedtuple('Verb', 'name owner weight act result out mark begin', defaults=[None, None])
@@ -536,7 +536,10 @@ def _again(verb, place, good, v, ref, mine):
     names = listing(place)
     if left := names - ref['names'] - set(mine) - _folders(mine):
         return dict(end='left', text=', '.join(sorted(left)[:5]))
-    if missing := ref['names'] - names:
+    missing = ref['names'] - names
+    if missing and all(n.endswith('.png') for n in missing):
+        return dict(end='bare', text=', '.join(sorted(missing)))
+    if missing:
         return dict(end='lost', text='not there: ' + ', '.join(sorted(missing)[:5]))
     return dict(end='whole')
 
