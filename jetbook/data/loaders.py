@@ -64,7 +64,9 @@ def digest(self: Split):
 # %% ../../nbs/00g_loaders.ipynb #fd42d394
 def _strata(store, by):
     "Name and values of the column to stratify by, or None, None"
-    by = store.label_column if by is None else by or None
+    if by is None and store.outputs > 1:  # classes
+        by = store.label_column
+    by = by or None
     if by is None:
         return None, None
     if by not in store.columns:
@@ -505,8 +507,8 @@ class StoreDL(DataLoader):
 
     @property
     def c(self):
-        "Number of classes"
-        return len(self.dataset.classes)
+        "Number of classes; 1 where a number is predicted"
+        return self.dataset.outputs
 
     @property
     def items(self):
@@ -649,7 +651,7 @@ def _labels(store):
             do="task='reconstruct' needs none; a label of another name is given to pack (label=), "
             'and predict scores jets that have none',
         )
-    return store.columns[store.label_column].astype(np.int64)
+    return store.labels()
 
 # %% ../../nbs/00g_loaders.ipynb #dd582c42
 @patch
@@ -811,7 +813,7 @@ def show_batch(
     "Draw jets of a batch"
     x, *y = self.one_batch() if b is None else b
     n = min(max_n, len(x))
-    titles = [''] * n if self.y is None else [self.vocab[int(o)] for o in y[0][:n]]
+    titles = [''] * n if self.y is None else self.dataset.label_names(y[0][:n])
     return _draw(self.decode((x,)), self.channels, titles, self.dataset.cell)
 
 # %% ../../nbs/00g_loaders.ipynb #32b74dd7
@@ -829,11 +831,14 @@ def show_results(
     if self.task == 'reconstruct':
         out = next(o for o in (out if isinstance(out, (tuple, list)) else [out]) if o.shape == x.shape)
         return _draw(self.decode((x, out.to(x.device))), self.channels, [''] * n, self.dataset.cell)
-    if out.ndim > 1 and out.shape[-1] > 1:
+    if self.dataset.outputs == 1:
+        cls = out.flatten()
+    elif out.ndim > 1 and out.shape[-1] > 1:
         cls = out.argmax(-1)
     else:
         cls = out.flatten() > 0.5 if out.is_floating_point() else out.flatten()
-    titles = [f'{self.vocab[int(t)]}\nsays {self.vocab[int(p)]}' for t, p in zip(y[:n], cls)]
+    names = self.dataset.label_names
+    titles = [f'{t}\nsays {p}' for t, p in zip(names(y[:n]), names(cls[:n]))]
     return _draw(self.decode((x,)), self.channels, titles, self.dataset.cell)
 
 # %% ../../nbs/00g_loaders.ipynb #24c624e1
