@@ -290,6 +290,11 @@ def test_flipped_bytes(toys, tmp_path, kind, n):
     seen,_ = survives(flip, p, 1, n)
     assert seen['read'] and seen['refused'] and seen.total()==n
 
+def test_names_that_a_terminal_would_obey(dense_file):
+    "Are refused before anything is packed"
+    refused(packs(edit(dense_file, lambda f: f.create_dataset('a\x1b[2J', data=np.arange(40.0)))), 'a\\x1b[2J', 'rename it')
+
+
 def same_arrays(a, b):
     "The same names, types and bits"
     arrays = [

@@ -26,6 +26,7 @@ from jetbook.data.store import (
     ALIASES,
     check_cell,
     check_columns,
+    check_names,
     check_keywords,
     ConfigError,
     DataError,
@@ -204,6 +205,7 @@ class Source:
 def check(self: Source):
     "Refuse images, channel names and columns that can't be packed"
     H, W, C = self.shape
+    check_names((*self.channels, *self.columns))
     if len(set(self.channels)) != C:
         found = ', '.join(self.channels)
         raise DataError('Channel names do not fit the images', found=found, expected=f'{C} different names')

@@ -845,7 +845,11 @@ def show_results(
 class JetImages:
     "Images of jets and the loader that can draw them, for fastai's `plot_top_losses`"
 
-    def __init__(self, x, dl):
+    def __init__(
+        self,
+        x: torch.Tensor,  # a batch of `dl`, (B, C, H, W)
+        dl,  # a `JetDL`
+    ):
         self.x = x
         self.dl = dl
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'native', 'check_cell',
-           'JetStore', 'raise_store_error', 'first_not_finite', 'check_columns', 'Target', 'njit', 'kernel', 'Buffer',
-           'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets', 'find_target']
+           'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target', 'njit',
+           'kernel', 'Buffer', 'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import difflib
@@ -265,6 +265,16 @@ def first_not_finite(
     return None
 
 
+def check_names(
+    names,  # of channels and columns
+):
+    "Refuse names that HDF5 cannot hold or a terminal would obey"
+    for k in names:
+        if not k or '/' in k or k == '.' or k != printable(k):
+            expected = 'channels and columns without / or control characters in their names'
+            raise DataError('A name that a store cannot hold', repr(k), expected, 'rename it')
+
+
 def check_columns(
     columns: dict,  # column name -> array
     n: int,  # number of jets
@@ -289,10 +299,7 @@ def _validate(self: JetStore):
     if not self.entries:
         raise DataError('A store needs a channel', found='none')
     n = len(self)
-    for k in (*self.entries, *self.columns):
-        if not k or '/' in k or k == '.' or k != printable(k):
-            expected = 'channels and columns without / or control characters in their names'
-            raise DataError('A name that a store cannot hold', found=repr(k), expected=expected)
+    check_names((*self.entries, *self.columns))
     if min(self.height, self.width) < 1 or self.height * self.width > 2**16:
         found = f'{self.height}x{self.width}'
         raise DataError('Image size out of range', found=found, expected='1 to 65,536 pixels')

@@ -414,7 +414,8 @@ _MEANINGS = dict(pt='transverse momentum', mass='mass')
 # %% ../../nbs/01b_recipes.ipynb #03865aac
 _recipes = {}
 RESERVED = (
-    'recipe store out epochs lr_max schedule seed split_seed valid test n_train split groups start target task resume progress cbs'
+    'recipe store out epochs lr_max schedule seed split_seed valid test n_train split groups '
+    'start target task resume progress cbs'
 ).split()  # arguments of `train` itself
 
 

@@ -415,6 +415,20 @@ class Run:
         return f'Run {self.name}: {self.config["recipe"]}, {epochs}{state}'
 
 # %% ../../nbs/01d_runs.ipynb #df486eed
+def _aimed(target, store):
+    "The store with a run's target; its column is made up where it is not known"
+    if target is None:
+        return store
+    if target.column not in store.columns:
+        made = np.resize(target.values or [target.mean], len(store))
+        store = store._replace(columns={**store.columns, target.column: made})
+    elif target.values is not None and not np.isin(store.columns[target.column], target.values).all():
+        if store.source == _TOYS:  # random numbers in place of classes
+            columns = {**store.columns, target.column: np.resize(target.values, len(store))}
+            store = store._replace(columns=columns)
+    return store.aim(target)
+
+
 @patch
 def split(
     self: Run,
@@ -1131,20 +1145,6 @@ def _known_columns(run, store):
                 do='pack these jets with that column',
             )
     return store
-
-
-def _aimed(target, store):
-    "The store with a run's target; its column is made up where it is not known"
-    if target is None:
-        return store
-    if target.column not in store.columns:
-        made = np.resize(target.values or [target.mean], len(store))
-        store = store._replace(columns={**store.columns, target.column: made})
-    elif target.values is not None and not np.isin(store.columns[target.column], target.values).all():
-        if store.source == _TOYS:  # random numbers in place of classes
-            columns = {**store.columns, target.column: np.resize(target.values, len(store))}
-            store = store._replace(columns=columns)
-    return store.aim(target)
 
 
 def _fitting(run, store, learn):
