@@ -31,8 +31,7 @@ folder, and both say that they won), *orphans* (worker processes go on).
   like any other.
 - `created_by`, `versions` and the pictures: nothing reads them back.
 - Whole arrays that somebody removed, renamed or wrote anew with an HDF5 library: that is an edit, and adding
-  a column in this way is allowed. `verify` says how many arrays carry a checksum, one fewer then; such cases
-  are counted as *edited*. A value, an attribute or a type that is changed in place must be found.
+  a column in this way is allowed. Such cases are counted as *edited*. A value, an attribute or a type that is changed in place must be found.
 - Forgery. A checksum is no signature: who changes a file on purpose can also write the checksum that
   belongs to it. Edits made with h5py or a JSON library without it are in; tests/test_hostile.py has files
   that are meant to harm.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import unicodedata
@@ -126,13 +127,18 @@ def snapshot(folder):
     return res
 
 
+# what somebody with an HDF5 library did to a whole array
+WHOLE = r' (removed|renamed|as \S+|of another length)$'
+
 WRITES = {
     'evaluate': ('metrics.json', 'scores-'),
     'resume': ('run/',),
     'fit again': ('bundle/',),
     'export': ('out.',),
     'pack': ('out.',),
+    'images': ('toy.',),  # this one cuts its own file
 }
+MAKES = {'graphs': ('graphs.safetensors',), 'padded': ('graphs.safetensors',)}  # where there is none
 
 
 def _touched(before, after, subject, ops):
@@ -142,6 +148,7 @@ def _touched(before, after, subject, ops):
         may.append('run/')
     names = [n for n in before if after.get(n) != before[n]] + [n for n in after if n not in before]
     bad = [n for n in names if not any(m in n for m in may) and not Path(n).name.startswith('.jetbook')]
+    bad = [n for n in bad if n in before or not any(n in MAKES.get(o, ()) for o in ops)]
     if before.get('precious.txt') != after.get('precious.txt') and 'precious.txt' not in bad:
         bad.append('precious.txt')
     return bad
@@ -190,7 +197,7 @@ def run_case(subject, seed, index, good, place, refs, say=lambda **o: None, keep
             if subject.name != 'half a pack':
                 extra.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    return dict(rec, **judge(subject, name, results, refs, way))
+    return dict(rec, **judge(subject, name, results, refs, way, said))
 
 
 def _only_files(folder, names):
@@ -199,7 +206,7 @@ def _only_files(folder, names):
     return [n for n in names if stat.S_IFMT(os.lstat(Path(folder) / n).st_mode) not in plain]
 
 
-def judge(subject, name, results, refs, way=None):
+def judge(subject, name, results, refs, way=None, said=''):
     "The worst end of a case's operations"
     ends = []
     for r in results:
@@ -214,8 +221,7 @@ def judge(subject, name, results, refs, way=None):
         for e in ends:
             if e['end'] == 'silent':
                 e['end'] = 'verify'
-    counted = [e for e in ends if e['op'] == 'verify' and e.get('text') == 'other checksums']
-    if way == 'hdf5' and counted:  # a whole array was written anew or removed, and verify counts fewer
+    if way == 'hdf5' and re.search(WHOLE, said):
         for e in ends:
             if e['end'] == 'silent':
                 e['end'] = 'edited'
