@@ -47,6 +47,8 @@ def _sections():
     head,*parts = re.split(r'^## ', (ROOT/'benchmarks'/'RESULTS.md').read_text(encoding='utf-8'), flags=re.M)
     return head,[p.split('\n', 1) for p in parts]
 
+def _note(head): return next((p for p in head.strip().split('\n\n') if p.startswith('*')), '') # in italics: it holds for every section
+
 _res = re.compile(r'^```\{results\} (b\d)\ncolumns: (.*)\nrows: (.*)\n```$', re.M)
 
 def _results(text, up):
@@ -114,7 +116,7 @@ def benchmarks(book, out):
         how = [f'Again: `{_command(name)}`', *(_link(f'{book.blob}benchmarks/{s.name}', f'`{s.name}`') for s in scripts)]
         if told: how.append('read in ' + ', '.join(_link(f'../{book.pages[k]}.ipynb', f'{book.number(k)} {book.title(k)}'.strip()) for k in told))
         body = body.replace('](README.md', '](how.md').replace('README.md', '[How it is measured](how.md)')
-        _put(out, f'results/{name}.md', f"# {title}\n\n{{.jb-nav}}\n{' · '.join(how)}\n\n{body}")
+        _put(out, f'results/{name}.md', f"# {title}\n\n{{.jb-nav}}\n{' · '.join(how)}\n\n{_note(head)}\n\n{body.strip()}\n")
         res.append((name, title))
     how = (ROOT/'benchmarks'/'README.md').read_text(encoding='utf-8').replace('# Benchmarks', '# How it is measured', 1).replace('](RESULTS.md)', '](index.md)')
     _put(out, 'results/how.md', re.sub(r'`((?:b\d_)?\w+\.py)`', lambda m: _link(f'{book.blob}benchmarks/{m[1]}', f'`{m[1]}`') if (ROOT/'benchmarks'/m[1]).exists() else m[0], how))
@@ -170,7 +172,7 @@ Quark/gluon taggers on jets they have not seen: gluon rejection against quark ef
 Bytes of a QCD jet against the error of its mass, of its momentum and of its pixels, for every code.
 ```
 
-```{picture} studies/anomaly_search#what-each-method-reaches
+```{picture} studies/anomaly_search#results-of-each-method
 How well each anomaly score finds W jets among QCD jets (blue) and QCD jets among W jets (orange); 0.5 is guessing. The first row is a supervised classifier; CWoLa is given a mixture; the others learn
 from background alone.
 ```"""
@@ -189,6 +191,8 @@ methods compare, not what they reach on CMS data. Nothing on these pages is type
 
 {in_short(book)}
 
+{_note(machine)}
+
 {_pictures(CURVES, book, out, '../')}
 
 ## Measured
@@ -199,7 +203,7 @@ methods compare, not what they reach on CMS data. Nothing on these pages is type
 |---|---|---|
 {rows}
 
-{machine.replace('README.md says', '[How it is measured](how.md) says')}
+{machine.replace(_note(machine), '').strip().replace('README.md says', '[How it is measured](how.md) says')}
 
 ## Computed in the notebooks
 

@@ -22,7 +22,10 @@ from .data.observables import *
 from .data.transforms import *
 from .data.loaders import *
 from .simulate.events import *
+from .simulate.pileup import *
+from .simulate.detector import *
 from .simulate.jets import *
+from .data.against import *
 from .losses import *
 from .metrics import *
 from .train.recipes import *

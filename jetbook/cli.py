@@ -486,16 +486,25 @@ def _size(path):
         type=_whole(),
         default=2000,
         metavar='N',
-        help='dense files: read N jets, from all over the file (default: 2000)',
+        help='dense files: read N jets, from all over the file; with --against: of each (default: 2000)',
+    ),
+    arg(
+        '--against',
+        metavar='SAMPLE',
+        help='compare with a sample (qg, wqcd, …) or another file, and say what the differences look like',
     ),
     _JSON,
-    example='  jetbook info jets.hdf5\n  jetbook info sample:qg',
+    example='  jetbook info jets.hdf5\n  jetbook info sample:qg\n  jetbook info jets.hdf5 --against qg',
 )
 def _info(a):
     "What is in a file: layout, jets, sparsity, channel shares, labels"
     from jetbook.data.files import info
 
     r = info(_path(a.file), a.n)
+    if a.against:
+        from jetbook.data.against import against
+
+        r['against'] = vars(against(_path(a.file), a.against, a.n))
     return _print_json(r) if a.json else _print_info(a.file, r)
 
 
@@ -520,6 +529,13 @@ def _print_info(file, r):
         print(f'\nlabels: {l["verdict"]} ({lit}: {l["sigmas"]:.1f} sigma apart)')
     for i, note in enumerate(r['notes']):
         print(f'{"" if i else chr(10)}note: {note}')
+    if against := r.get('against'):
+        _print_table(against['table'], 'figure')
+        print()
+        _print_facts(file=against['file'], against=against['reference'])
+        print()
+        for sentence in against['verdict']:
+            print(_line(f'- {sentence}'))
 
 # %% ../nbs/10_cli.ipynb #46280d35
 @verb(

@@ -291,6 +291,7 @@ def test_another_seed_is_another_training(toys, tmp_path):
     save_method(fits[0], tmp_path / 'kept')
     np.testing.assert_array_equal(anomaly_score(load_method(tmp_path / 'kept'), toys), anomaly_score(fits[0], toys))
     others = toys.select(range(100))
+    others = toy_jets(100, 'wqcd', 77)
     found = evaluate(fits[0].run_, towers(others), 'all')['distance']
     np.testing.assert_allclose(found, anomaly_score(fits[0], others).mean(), rtol=1e-5)
 
@@ -306,7 +307,7 @@ def test_the_sphere_network_cannot_collapse_by_a_bias(toys, qg):
     parts = split(towers(toys))
     count = lambda **kw: len([*sphere_net(towers(toys), parts, **kw).model.parameters()])
     assert count(bias=True) == 2 * count()
-    with pytest.raises(ConfigError, match='takes towers'):
+    with pytest.raises(ConfigError, match='takes other images'):
         sphere_net(qg, split(qg))
     a, b = TowerDL(towers(toys), bs=7).one_batch()
     assert torch.equal(a, b) and torch.equal(a, towers(toys).images(range(7)))

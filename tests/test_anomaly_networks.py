@@ -73,7 +73,7 @@ def test_a_reconstruction_error_is_that_of_its_network(name, background, wqcd, f
     assert (anomaly_score(load_method(save_method(d, folder/name)), wqcd, slice(0, 200))==s).all()
 
 def test_a_power_must_be_above_zero(toys):
-    with pytest.raises(ValueError, match='a power above 0'): remapped_ae(toys, split(toys), power=0.)
+    with pytest.raises(ValueError, match='power of remapped_ae is out of range'): remapped_ae(toys, split(toys), power=0.)
 
 # --- latent spaces
 

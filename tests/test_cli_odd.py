@@ -59,6 +59,7 @@ jetbook info cms.h5 -n -5 | not a whole number, 1 or more
 jetbook info cms.h5 -n 1e3 | not a whole number, 1 or more
 jetbook info cms.h5 -n 99999999999999999999 | at most
 jetbook info cms.h5 -n 99999999999999999999999999 | not a whole number
+jetbook info cms.h5 --against "" | An argument is empty: against
 jetbook pack cms.h5 | required: -o
 jetbook pack cms.h5 "" -o x.jets.h5 | An argument is empty: source
 jetbook pack cms.h5 -o "" | An argument is empty: output
@@ -114,8 +115,10 @@ jetbook info nothing.h5 | No such file
 jetbook info text.h5 | text
 jetbook info thesis | thesis
 jetbook info tagger | tagger
-jetbook info sample: | qg or wqcd
-jetbook info sample:QG | qg or wqcd
+jetbook info sample: | qg
+jetbook info sample:QG | qg
+jetbook info cms.h5 --against higgs | No such sample
+jetbook info cms.h5 --against nothing.h5 | No such file
 jetbook verify cms.h5 | pack it first
 jetbook verify thesis | thesis is a folder
 jetbook verify cms.jets.h5 text.h5 -q | text
@@ -135,9 +138,9 @@ jetbook pack cms.h5 -o x.jets.h5 --label nothing -q | nothing
 jetbook pack cms.h5 -o x.jets.h5 --channels a,a,a -q | different names
 jetbook pack cms.h5 -o x.jets.h5 --channels a,b,c,d -q | channels
 jetbook pack cms.h5 -o x.jets.h5 --channels ,, -q | different names
-jetbook simulate top -n 2 -o x.jets.h5 | qg or wqcd
+jetbook simulate top -n 2 -o x.jets.h5 | qg
 jetbook simulate qg -n 100000000000000 -o x.jets.h5 | memory
-jetbook sample higgs -o x.jets.h5 | qg or wqcd
+jetbook sample higgs -o x.jets.h5 | qg
 jetbook sample qg -o w.jets.h5 | pass --overwrite
 jetbook sample qg -o thesis | is a folder
 jetbook export-dense text.h5 -o x.h5 | text
@@ -226,7 +229,7 @@ jetbook scan det w.jets.h5 -o x.jets.h5 --top 100000 | 1 to 100
 jetbook scan det w.jets.h5 -o w.jets.h5 --overwrite | being read
 jetbook demo -o thesis | another folder
 jetbook demo -o text.h5 | folder
-jetbook demo -o x --jets 1 | 20 to 24,000
+jetbook demo -o x --jets 1 | 20 to 20,000
 """
 
 FINE = """

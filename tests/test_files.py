@@ -263,13 +263,13 @@ def test_dense_lagan_file(tmp_path):
 # --- the sample, and what is found instead ----------------------------------------------------------------------------
 
 def test_samples():
-    fails(lambda: sample('top'), contains='qg or wqcd')
-    for name, n in (('qg', 20_000), ('wqcd', 16_000)):
+    fails(lambda: sample('top'), contains='dark or egamma or qg or tau or wqcd')
+    for name, n in dict(qg=20_000, wqcd=16_000, tau=4_000, egamma=8_000, dark=4_000).items():
         s = sample(name)
-        assert len(s) >= n and 'Pythia' in s.source
+        assert len(s) == 2*s.columns[s.label_column].sum() == n and 'simulated with Pythia 8' in s.source
     assert set(LAYOUTS['lagan'].columns) <= set(s.columns)
     qg = sample('qg')
-    assert 4*46875*len(qg)/qg.nbytes >= 100
+    assert 4*46875*len(qg)/qg.nbytes > 75  # smaller than dense
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_baselines_learn_from_the_train_part_alone():
     sp = split(store, .2, .2)
     base = baselines(store, sp, 'valid')
     b, = base['multiplicity']
-    assert roc_auc_score(b['y'], b['score']) > .7 and 0 <= b['score'].min() and b['score'].max() <= 1
+    assert roc_auc_score(b['y'], b['score']) > .6 and 0 <= b['score'].min() and b['score'].max() <= 1
     assert (baselines(store, sp, 'valid')['boosted tree'][0]['score']==base['boosted tree'][0]['score']).all()
     shuffled = store.select()
     shuffled.columns = {**store.columns, 'y':np.random.default_rng(0).permutation(store.columns['y'])}

@@ -135,7 +135,7 @@ def centroid(x):
 def test_rotations(store, x):
     move, grid = (Rotate(how=k, seed=0)(x) for k in ('move', 'grid'))
     change = {k: y.sum((1, 2, 3))/x.sum((1, 2, 3)) for k, y in dict(move=move, grid=grid).items()}
-    assert change['move'].std() <= change['grid'].std()
+    assert change['move'].std() < 1.05*change['grid'].std()  # of both, what the corners held: pile-up
     assert (move.sum((1, 2, 3)) <= x.sum((1, 2, 3))*(1+1e-5)).all()
     assert ((grid[:, 1]>0).sum((1, 2))/(x[:, 1]>0).sum((1, 2))).median()>2
     near = (torch.arange(125)-62).abs()<40

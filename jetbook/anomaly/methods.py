@@ -864,7 +864,7 @@ def _fit_and_calibrate(method, store, use, aside, learned, **kwargs):
 
 _FILES_OF_A_RUN = (
     r'\.jetbook\.lock(file)?|(losses|lr|results)\.png|'
-    r'config\.json|history\.csv|metrics\.json|model\.safetensors'
+    r'config\.json|history\.csv|metrics\.json|(model|jets)\.safetensors'
 )
 
 

@@ -551,9 +551,9 @@ def __reduce__(self: JetStore):
 
 # %% ../../nbs/00b_hdf5.ipynb #c1cfd13f
 def sample(
-    name: str = 'qg',  # 'qg': quark and gluon jets in the CMS geometry; 'wqcd': boosted W and QCD jets, 25x25
+    name: str = 'qg',  # 'qg': quark/gluon, 125x125x3; 'wqcd': W/QCD, 25x25; 'tau', 'egamma' or 'dark'
 ):  # JetStore
-    "Open a sample that comes with jetbook (simulated with Pythia 8 and a parametrised detector)"
+    "Open a simulated sample that comes with jetbook: `qg`, `wqcd`, `tau`, `egamma` or `dark`"
     folder = Path(jetbook.__file__).parent / 'samples'
     names = sorted(p.name.removesuffix('.jets.h5') for p in folder.glob('*.jets.h5'))
     if name not in names:

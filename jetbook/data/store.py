@@ -121,7 +121,9 @@ LAYOUTS = dict(
         'X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('gluon', 'quark'), 0.0174, (), ('y', 'pt', 'm0'), 125
     ),
     lagan=Layout('image', 'signal', ('pT',), ('QCD', 'W'), 0.1, (), tuple(_LAGAN.split()), 25),
-    egamma=Layout('X', 'y', ('energy', 'time'), ('class 0', 'class 1'), 0.0174, ('time',), ('y',), 32),
+    egamma=Layout('X', 'y', ('energy', 'time'), ('photon', 'electron'), 0.0174, ('time',), ('y',), 32),
+    tau=Layout('X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('jet', 'tau'), 0.0174, (), ('y', 'pt', 'm0'), 125),
+    dark=Layout('image', 'signal', ('pT',), ('QCD', 'dark'), 0.1, (), tuple(_LAGAN.split()), 25),
     array=Layout(None, 'y', None, ('class 0', 'class 1'), None, (), (), None),
 )
 

@@ -12,16 +12,37 @@ from ..data.observables import jet_pt, momenta
 from ..data.store import ConfigError, njit, Ragged, require
 
 # %% ../../nbs/00h_events.ipynb #a3fea046
-_dijets8 = (
-    'Beams:eCM = 8000',
-    'PhaseSpace:pTHatMin = 80',
-    'PhaseSpace:pTHatMax = 180',
-    'ParticleDecays:limitTau0 = on',
-    'ParticleDecays:tau0Max = 10',
-)
+_lhc8 = ('Beams:eCM = 8000', 'ParticleDecays:limitTau0 = on', 'ParticleDecays:tau0Max = 10')
+_dark_decays = {4900111: 3, 4900113: 1, 4900211: 3, 4900213: 1}  # dark meson -> quark and antiquark
 PROCESSES = dict(
-    gluon=(*_dijets8, 'HardQCD:gg2gg = on', 'HardQCD:qqbar2gg = on'),
-    quark=(*_dijets8, 'HardQCD:qq2qq = on', 'HardQCD:gg2qqbar = on', 'HardQCD:qqbar2qqbarNew = on'),
+    minbias=(*_lhc8, 'SoftQCD:inelastic = on'),
+    gluon=(*_lhc8, 'HardQCD:gg2gg = on', 'HardQCD:qqbar2gg = on'),
+    quark=(*_lhc8, 'HardQCD:qq2qq = on', 'HardQCD:gg2qqbar = on', 'HardQCD:qqbar2qqbarNew = on'),
+    jet=(*_lhc8, 'HardQCD:all = on'),
+    tau=(
+        *_lhc8,
+        'WeakSingleBoson:ffbar2gmZ = on',
+        'PhaseSpace:mHatMin = 60',
+        '23:onMode = off',
+        '23:onIfAny = 15',
+        '15:offIfAny = 11 13',
+    ),
+    dark=(
+        'Beams:eCM = 14000',
+        'HiddenValley:ffbar2Zv = on',
+        '4900023:m0 = 600',
+        '4900023:onMode = off',
+        '4900023:onIfAny = 4900101',
+        'HiddenValley:Ngauge = 3',
+        'HiddenValley:FSR = on',
+        'HiddenValley:fragment = on',
+        'HiddenValley:alphaOrder = 1',
+        'HiddenValley:Lambda = 10',
+        'HiddenValley:pTminFSR = 11',
+        '4900101:m0 = 10',
+        *(f'{k}:m0 = 20' for k in (4900111, 4900113, 4900211, 4900213)),
+        *(f'{k}:oneChannel = 1 1.0 91 {q} -{q}' for k, q in _dark_decays.items()),
+    ),
     QCD=('Beams:eCM = 14000', 'HardQCD:all = on', 'PhaseSpace:pTHatMin = 130'),
     W=(
         'Beams:eCM = 14000',
@@ -166,7 +187,14 @@ def _qcd_soft(event, fact):
 
 # %% ../../nbs/00h_events.ipynb #7f1927fb
 VETOES = dict(  # process -> conditions after the hard process, and during the shower
-    gluon=(_central,), quark=(_central,), W=(_w_hard, _w_soft), QCD=(lambda process: True, _qcd_soft)
+    minbias=(),
+    jet=(),
+    tau=(),
+    dark=(),
+    gluon=(_central,),
+    quark=(_central,),
+    W=(_w_hard, _w_soft),
+    QCD=(lambda process: True, _qcd_soft),
 )
 
 
@@ -178,12 +206,20 @@ class Events:
         process: str,  # a key of `PROCESSES`
         seed: int = 1,  # random seed of Pythia, 1 to 900,000,000
         veto: bool = True,  # stop early on events that cannot pass the selection?
+        pt_hat: tuple = None,  # least and largest pT of the hard scattering [GeV]; default: the process's
+        tune: int = None,  # Pythia's `Tune:pp`; default: Monash 2013
     ):
         if process not in PROCESSES:
             raise ConfigError('No such process', found=process, expected=' or '.join(PROCESSES))
         self.pythia = require('pythia8mc', 'sim').Pythia('', False)
+        veto = veto and VETOES[process]
         self.hook = veto_hook(*VETOES[process]) if veto else None
-        for s in (*PROCESSES[process], 'Print:quiet = on', 'Random:setSeed = on', f'Random:seed = {seed}'):
+        settings = [*PROCESSES[process], 'Print:quiet = on', 'Random:setSeed = on', f'Random:seed = {seed}']
+        if tune is not None:
+            settings.insert(0, f'Tune:pp = {tune}')
+        if pt_hat is not None:
+            settings += [f'PhaseSpace:pTHatMin = {pt_hat[0]}', f'PhaseSpace:pTHatMax = {pt_hat[1]}']
+        for s in settings:
             self.pythia.readString(s)
         if veto:
             self.pythia.setUserHooksPtr(self.hook)
