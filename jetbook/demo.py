@@ -23,7 +23,7 @@ from .data.paths import locked, output_folder, remove_named
 from .data.observables import jet_profile, observables
 from .metrics import ReconstructionMeter
 from .train.training import TrainingBar
-from .train.runs import evaluate, plot_losses, Run, train
+from .train.runs import evaluate, plot_losses, Run, RUN_FILES, train
 from .report import Report
 
 # %% ../nbs/09a_demo.ipynb #5b9bb8d2
@@ -142,10 +142,7 @@ def peak_memory():  # float, MB, or None where the system does not report it
 # %% ../nbs/09a_demo.ipynb #23e16e71
 _MARK = '.jetbook-demo'
 _FILES = r'(jets|(jets|wqcd|scanned)\.jets)\.h5|wqcd\.jetz|scanned\.png|report\.html'
-_FILES_BELOW = (
-    r'(config|metrics|search)\.json|history\.csv|(model|last|scores-\w+)\.safetensors'
-    r'|(losses|lr|results)\.png|\.jetbook\.lock(file)?'
-)
+_FILES_BELOW = rf'search\.json|{RUN_FILES}'
 
 
 def _clear(folder):

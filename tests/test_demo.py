@@ -140,7 +140,7 @@ def test_the_demo_keeps_to_its_own_folder(tmp_path):
     (tmp_path/'mine/config.json').touch()
     (d/'elsewhere').symlink_to(tmp_path/'mine')
     mine = [d/'notes.txt', d/'config.json', d/'runs/ECAL/notes.txt', d/'elsewhere/config.json']
-    ours = [d/'jets.jets.h5', d/'report.html', d/'runs/ECAL/config.json', d/'runs/ECAL/model.safetensors', d/'search/QCD/mean-0/run/history.csv', d/'search/QCD/search.json']
+    ours = [d/'jets.jets.h5', d/'report.html', d/'runs/ECAL/config.json', d/'runs/ECAL/model.safetensors', d/'runs/ECAL/jets.safetensors', d/'runs/ECAL/checkpoint/last.safetensors', d/'search/QCD/mean-0/run/history.csv', d/'search/QCD/search.json']
     for p in mine+ours: p.parent.mkdir(parents=True, exist_ok=True); p.touch()
     (d/'runs/linked').symlink_to(tmp_path/'mine')
     assert sorted(p.name for p in _own_folder(d).iterdir())==['.jetbook-demo','config.json','elsewhere','notes.txt','runs']

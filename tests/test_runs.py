@@ -524,7 +524,7 @@ def test_predict_warns_of_jets_it_was_trained_on(run, store, folder):
 
 def fits(s, **kw):
     run = NS(name='net', target=None, config=dict(settings={}, store={**fingerprint(toy_jets(9)), **kw}))
-    return runs._fitting(run, s, NS(dls=NS(train=NS(spec=NS(nodes='native')))))
+    return runs.fitting_store(run, s, NS(dls=NS(train=NS(spec=NS(nodes='native')))))
 
 def test_jets_of_a_graph_network_must_carry_what_it_was_given():
     jets = toy_jets(9)

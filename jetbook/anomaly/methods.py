@@ -52,9 +52,11 @@ from ..train.training import read_json, to_json
 from jetbook.train.runs import (
     begin_bundle,
     fingerprint,
+    fitting_store,
     load_bundle,
     reconstruction_errors,
     Run,
+    RUN_FILES,
     save_bundle,
     save_figure,
     train,
@@ -695,6 +697,7 @@ class AutoencoderRun(AnomalyDetector):
         return self.run.learner()
 
     def _score(self, jets):
+        jets = fitting_store(self.run, jets, self.learn)
         return reconstruction_errors(self.learn, self.learn.dls.test_dl(jets, bs=256))[1]['mse']
 
 # %% ../../nbs/06_anomaly.ipynb #1412d620
@@ -862,18 +865,12 @@ def _fit_and_calibrate(method, store, use, aside, learned, **kwargs):
     return method
 
 
-_FILES_OF_A_RUN = (
-    r'\.jetbook\.lock(file)?|(losses|lr|results)\.png|'
-    r'config\.json|history\.csv|metrics\.json|(model|jets)\.safetensors'
-)
-
-
 def _remove_trainings(folder):
     "Remove trainings by the names of their folders and files; whatever else lies there stays"
     for run in folder.iterdir():
         if not re.fullmatch(r'\w+-[0-9a-f]{8}-\d+', run.name) or run.is_symlink() or not run.is_dir():
             continue
-        remove_named(run, _FILES_OF_A_RUN)
+        remove_named(run, RUN_FILES)
         with suppress(OSError):  # not empty: something else lies there
             run.rmdir()
 
