@@ -26,6 +26,8 @@ def merged(old, parts):
     cut = lambda text: ['## '+s for s in ('\n'+text).split('\n## ')[1:]]
     key = lambda s: s.split(':')[0]
     sections = {key(s):s for s in [*cut(old), *cut('\n'.join(parts[1:]))]}
+    note = [p for p in old.split('\n## ')[0].split('\n\n') if p.startswith('*')] # in italics: what holds for sections that stay
+    parts = ['\n\n'.join([parts[0].strip(), *note])+'\n', *parts[1:]]
     return '\n'.join(s.strip()+'\n' for s in [parts[0], *(sections[k] for k in sorted(sections, key=lambda k: int(re.search(r'\d+', k)[0])))])
 
 def studies():

@@ -54,7 +54,8 @@ _EPILOG = """examples:
   jetbook train conv_ae sample:qg -o runs/conv_ae    train on a sample that comes with jetbook
 
 jetbook VERB --help lists the options of a verb. STORE and DATA are a packed file
-(*.jets.h5), or one of the simulated samples that come with jetbook: sample:qg, sample:wqcd.
+(*.jets.h5), or one of the simulated samples that come with jetbook: sample:qg, sample:wqcd,
+sample:tau, sample:egamma, sample:dark.
 exit status: 0 success, 1 error, 2 wrong usage, 70 a bug of jetbook, 130 interrupted"""
 
 
@@ -606,7 +607,9 @@ def _pack(a):
 @verb(
     'make stores',
     arg(
-        'kind', metavar='KIND', help='qg: quark and gluon jets, 125x125; wqcd: boosted W and QCD jets, 25x25'
+        'kind',
+        metavar='KIND',
+        help='qg: quark/gluon; wqcd: W/QCD; tau, egamma, dark; recorded: qg as recorded jets were',
     ),
     arg(
         '-n', type=_whole(most=10**18), required=True, metavar='N', help='number of jets, half of each class'
@@ -628,7 +631,7 @@ def _simulate(a):
 # %% ../nbs/10_cli.ipynb #fba906ce
 @verb(
     'make stores',
-    arg('name', metavar='NAME', help='qg or wqcd'),
+    arg('name', metavar='NAME', help='qg, wqcd, tau, egamma or dark'),
     _STORE,
     _OVERWRITE,
     example='  jetbook sample qg -o qg.jets.h5',
@@ -653,11 +656,11 @@ def _sample(a):
 )
 def _export_dense(a):
     "Write dense HDF5 in the layout of the original: X_jets, m0, pt, y"
-    import jetbook.data.files  # gives stores `to_dense`
+    from jetbook.data.store import LAYOUTS
 
     s = _open(a.store)
     n = len(s) if a.n is None else min(a.n, len(s))
-    one_jet = (1, s.height, s.width) + (() if s.layout == 'lagan' else (len(s.channels),))
+    one_jet = (1, s.height, s.width) + (() if LAYOUTS[s.layout].image == 'image' else (len(s.channels),))
     gzip = dict(chunks=one_jet, compression='gzip') if a.gzip else {}
     s.to_dense(_unused(a, a.store), range(n), progress=not a.quiet, overwrite=a.overwrite, **gzip)
     print(f'{a.output}: {n:,} jets, {_size(a.output)}')
@@ -855,7 +858,7 @@ def _trained_on(run):
     from jetbook.data.hdf5 import sample
     from jetbook.train.runs import fingerprint
 
-    for name in ('qg', 'wqcd'):
+    for name in ('qg', 'wqcd', 'tau', 'egamma', 'dark'):
         if fingerprint(s := sample(name))['digest'] == run.config['store']['digest']:
             return s
     raise ConfigError(

@@ -1,5 +1,6 @@
 "What several test files share: settings of hypothesis, small files to spoil, and a process of one's own with limits"
 import os, pickle, resource, signal, traceback
+os.environ.setdefault('OMP_NUM_THREADS', '1') # before torch: `child` forks, and OpenMP's threads do not live on in a fork: it would wait for them for ever
 from collections import namedtuple
 from pathlib import Path
 

@@ -95,7 +95,7 @@ def run_pytest(*args, python=sys.executable, cwd=ROOT, **env):
 
 def pytest():
     "What a notebook cell can't test"
-    return run_pytest('tests', '--ignore=tests/test_site.py', '--durations=8')
+    return run_pytest('tests', '--ignore=tests/test_site.py', '--durations=8', f'-n{WORKERS}', '--dist=loadfile', OMP_NUM_THREADS='1')
 
 def docs():
     "The site builds, and a warning is an error; it is opened in a browser"
@@ -111,7 +111,7 @@ def docs():
 OPENS = """
 import jetbook, sys
 from jetbook.data.hdf5 import sample
-for name in ('qg','wqcd'): print(repr(sample(name))); assert sample(name).images([0]).sum()>0
+for name in ('qg','wqcd','tau','egamma','dark'): print(repr(sample(name))); assert sample(name).images([0]).sum()>0
 assert 'site-packages' in jetbook.__file__, jetbook.__file__
 assert not {'nbdev','sphinx','pytest'} & set(sys.modules)
 """

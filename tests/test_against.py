@@ -3,7 +3,8 @@ import json, os, warnings
 from pathlib import Path
 
 import h5py, numpy as np, pytest
-from jetbook.data.against import against, match_channels, ERROR_PARTS, some_jets
+from jetbook.data.against import against, match_channels, ERROR_PARTS
+from jetbook.data.files import some_jets
 from jetbook.data.files import from_images, pack
 from jetbook.data.hdf5 import sample
 from jetbook.data.store import ConfigError, DataError, JetStore, LAYOUTS, toy_jets

@@ -137,7 +137,7 @@ jetbook pack cms.h5 -o x.jets.h5 --layout vase -q | cms
 jetbook pack cms.h5 -o x.jets.h5 --label nothing -q | nothing
 jetbook pack cms.h5 -o x.jets.h5 --channels a,a,a -q | different names
 jetbook pack cms.h5 -o x.jets.h5 --channels a,b,c,d -q | channels
-jetbook pack cms.h5 -o x.jets.h5 --channels ,, -q | different names
+jetbook pack cms.h5 -o x.jets.h5 --channels ,, -q | a store cannot hold
 jetbook simulate top -n 2 -o x.jets.h5 | qg
 jetbook simulate qg -n 100000000000000 -o x.jets.h5 | memory
 jetbook sample higgs -o x.jets.h5 | qg

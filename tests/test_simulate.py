@@ -80,13 +80,13 @@ def small_pool(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv('JETBOOK_CACHE', str(tmp_path/'cache'))
     monkeypatch.setattr(pileup, 'make_pool', lambda n, workers=1: calls.append(n) or made)
-    pileup.pool.cache_clear()
+    pileup._read_pool.cache_clear()
     yield tmp_path/'cache'/'minbias-8TeV-2500.npz', calls
-    pileup.pool.cache_clear()
+    pileup._read_pool.cache_clear()
 
 
 def _pool():
-    pileup.pool.cache_clear()
+    pileup._read_pool.cache_clear()
     return pileup.pool(2500)
 
 

@@ -65,7 +65,7 @@ def test_free_bits_take_the_gradient_away(free_bits, gradient):
 
 
 def test_elbo_refuses_negative_weights():
-    with pytest.raises(ConfigError, match='beta of vae is out of range'):
+    with pytest.raises(ConfigError, match='beta cannot be negative'):
         ELBO(None, beta=-1.0)
     with pytest.raises(ConfigError, match='0 or more'):
         ELBO(None, free_bits=float('nan'))

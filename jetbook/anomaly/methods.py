@@ -20,7 +20,6 @@ import re
 import shutil
 import tempfile
 import warnings
-import zlib
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,7 @@ from .. import __version__
 from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore
 from jetbook.data.paths import (
     atomic_path,
-    input_file,
+    file_checksum,
     locked,
     output_file,
     output_folder,
@@ -630,15 +629,6 @@ def _config(method, background, held_out):
     )
 
 
-def _file_crc(path):
-    "CRC-32 of a file's bytes"
-    crc = 0
-    with open(input_file(path), 'rb') as f:
-        while data := f.read(2**20):
-            crc = zlib.crc32(data, crc)
-    return crc
-
-
 def _write_method(method, folder):
     "Write a bundle into a locked folder: `config.json`, the network's run, and last the tensors"
     part = _first(method)
@@ -647,7 +637,7 @@ def _write_method(method, folder):
     arrays = {f'state/{k}': torch.as_tensor(v) for k, v in part.state().items()}
     if isinstance(part, TowerNetwork):
         part.save_run(folder / 'run')
-        arrays['run'] = torch.tensor(_file_crc(folder / 'run/model.safetensors'))
+        arrays['run'] = torch.tensor(file_checksum(folder / 'run/model.safetensors'))
     if hasattr(method, 'background_scores_'):
         arrays['background_scores'] = torch.as_tensor(method.background_scores_)
     return save_bundle(arrays, config, folder)
@@ -739,7 +729,7 @@ def _checked_scores(scores, held_out):
 def _restore_network(part, crc, folder):
     "Give a method its network, which must be the one that the bundle was saved with"
     file = folder / 'run/model.safetensors'
-    if crc is None or crc.numel() != 1 or int(crc) != _file_crc(file):
+    if crc is None or crc.numel() != 1 or int(crc) != file_checksum(file):
         what = f'The network in {folder.name} is not the one that the bundle was saved with'
         raise DataError(what, found=f'another checksum of {file.name}', do='fetch or fit it again')
     part.load_run(folder / 'run')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READ_BYTES', 'STEP_BYTES', 'READ_MOST', 'DATA_FOLDERS', 'Source', 'channel_axis', 'array_source', 'as_labels',
            'h5_source', 'join_sources', 'parquet_source', 'recognise', 'open_source', 'check_labels', 'pack',
-           'from_images', 'info', 'verify', 'find']
+           'from_images', 'some_jets', 'info', 'verify', 'find']
 
 # %% ../../nbs/00c_files.ipynb #3a1fe0ae
 import contextlib
@@ -18,6 +18,7 @@ import re
 import shutil
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 import h5py
 import numpy as np
@@ -39,6 +40,7 @@ from jetbook.data.store import (
 )
 from jetbook.data.paths import (
     checksum,
+    file_checksum,
     file_kind,
     input_file,
     checksum_of_pieces,
@@ -1126,9 +1128,9 @@ class _Part:
                 do = 'remove it, or choose another name for the store'
                 raise OutputError(f'{p} is not a file of pack', 'a link or a folder', 'a file', do)
         self.state = self._last_record()
-        if self.state.get('key') != key or not self.complete():
-            entries = dict.fromkeys(names, 0)
-            self.state = dict(key=key, done=0, dropped=0, up={}, entries=entries, rounded=0, zeroed=0)
+        if not self.usable(key):
+            self.state = dict(key=key, done=0, dropped=0, up={}, crc={}, rounded=0, zeroed=0)
+            self.state['entries'] = dict.fromkeys(names, 0)
             remove_named(self.folder, _PARTS)
         (self.folder / _MARK).touch()
 
@@ -1159,10 +1161,20 @@ class _Part:
         "Jets packed so far"
         return self.state['done'] - self.state['dropped']
 
-    def complete(self):
-        "Are all files there, as long as the record says?"
-        sizes = [(self.path(*k), n) for k, n in self.sizes().items()]
-        return all(p.is_file() and p.stat().st_size >= n for p, n in sizes)
+    def usable(self, key):
+        "Is the record one of this source, and is each file what was written, as far as the record says?"
+        try:
+            files = [(self.path(*k), n, self.state['crc'].get(_name(k), 0)) for k, n in self.sizes().items()]
+            return self.state['key'] == key and all(
+                p.is_file() and p.stat().st_size >= n and file_checksum(p, n) == crc for p, n, crc in files
+            )
+        except (KeyError, TypeError, AttributeError):  # a damaged record
+            return False
+
+
+def _name(k):
+    "The name of a file of `sizes` in the record"
+    return '.'.join(map(str, k))
 
 # %% ../../nbs/00c_files.ipynb #d130776e
 class _Spool(_Part):
@@ -1178,16 +1190,23 @@ class _Spool(_Part):
             with open(self.path(*k), 'ab') as f:
                 f.truncate(size)
             self.files[k] = open(self.path(*k), 'ab')
+        self.crc = dict(self.state['crc'])
+
+    def write(self, k, array):
+        "Append to a file, and to its checksum"
+        data = np.ascontiguousarray(array).data
+        self.files[k].write(data)
+        self.crc[_name(k)] = zlib.crc32(data, self.crc.get(_name(k), 0))
 
     def append(self, c, count, pixel, bits):
         "Write a chunk of channel `c`"
         for kind, a in (('count', count), ('pixel', pixel), ('value', bits)):
-            self.files[c, kind].write(np.ascontiguousarray(a).data)
+            self.write((c, kind), a)
         self.new[c] += len(pixel)
 
     def drop(self, jets):
         "Leave out jets of the source (k,), by their numbers"
-        self.files['dropped',].write(np.asarray(jets, np.int64).data)
+        self.write(('dropped',), np.asarray(jets, np.int64))
         self.gone += len(jets)
 
     def dropped(self):
@@ -1203,7 +1222,7 @@ class _Spool(_Part):
         for c, k in enumerate(self.names):
             self.state['entries'][k] += self.new[c]
         self.new = [0] * len(self.names)
-        self.state['done'] = done
+        self.state |= dict(done=done, crc=dict(self.crc))
         self.record()
 
     def record(self):
@@ -1250,6 +1269,7 @@ def _expand(self: _Spool, c, W, step=4096):
     self.state['entries'][name] = total
     for kind in ('count', 'pixel', 'value'):
         self.files[c, kind] = open(self.path(c, kind), 'ab')
+        self.crc[_name((c, kind))] = self.state['crc'][_name((c, kind))] = file_checksum(self.path(c, kind))
     self.record()  # without what this chunk has appended to other channels
 
 # %% ../../nbs/00c_files.ipynb #b57904d2
@@ -1587,15 +1607,18 @@ def from_images(
 
 # %% ../../nbs/00c_files.ipynb #10737f43
 def _spread(src, n, parts=20):
-    "Ranges that hold about `n` jets of the source, all over it"
+    "Ranges that hold `n` jets of the source, all over it; fewer, where reading can begin in few places only"
     if n >= src.n:
         return [(0, src.n)]
-    parts = min(parts, n)
-    size = n // parts
-    starts = np.linspace(0, src.n - size, parts).astype(int)
+    ends = np.arange(1, min(parts, n) + 1) * n // min(parts, n)
+    sizes = np.diff(ends, prepend=0)
+    starts = (ends - sizes) * src.n // n
     if src.starts is not None:  # reading begins there, whatever is asked for
-        starts = np.unique(src.starts[np.searchsorted(src.starts, starts, 'right') - 1])
-    return [(int(lo), min(int(lo) + size, src.n)) for lo in starts]
+        starts, first = np.unique(
+            src.starts[np.searchsorted(src.starts, starts, 'right') - 1], return_index=True
+        )
+        sizes = sizes[first]
+    return [(int(lo), min(int(lo + k), src.n)) for lo, k in zip(starts, sizes)]
 
 
 def _open_to_look(source):
@@ -1609,7 +1632,7 @@ def _open_to_look(source):
 
 
 def _some_jets(src, n):
-    "A store of about `n` jets of `src`"
+    "A store of `n` jets of `src`"
     with contextlib.closing(src):
         ranges = _spread(src, n)
         x = np.concatenate([np.array(src.read(lo, hi)) for lo, hi in ranges])
@@ -1642,15 +1665,33 @@ def _column_ranges(columns):
         if len(v)
     }
 
+# %% ../../nbs/00c_files.ipynb #b22a0b49
+def some_jets(
+    source,  # a `JetStore`, any file `pack` reads, or a packed one
+    n: int = 2000,  # jets to take, from all over it
+):  # JetStore of at most n jets, and the number of jets in the source
+    "Some jets from all over a file or a store"
+    source = _opened(source)
+    if isinstance(source, JetStore):
+        m = min(n, len(source))
+        return source.to('cpu').select(np.arange(m) * len(source) // max(m, 1)), len(source)
+    return _some_jets(source, n), source.n
+
+
+def _opened(source):
+    "A store, or a source to look into"
+    if isinstance(source, (str, Path)) and Path(source).is_file() and recognise(source) == 'jetbook':
+        return JetStore(source)
+    return source if isinstance(source, JetStore) else _open_to_look(source)
+
 # %% ../../nbs/00c_files.ipynb #98a9b288
 def info(
     source,  # a `JetStore`, or any file `pack` reads, or a packed one
     n: int = 2000,  # dense files: jets to read, from all over the file
 ):  # dict: file facts, a summary table, the label check
     "What is in a file: layout, jets, sparsity, channel shares, labels"
-    if isinstance(source, (str, Path)) and Path(source).is_file() and recognise(source) == 'jetbook':
-        source = JetStore(source)
-    src = None if isinstance(source, JetStore) else _open_to_look(source)
+    source = _opened(source)
+    src = None if isinstance(source, JetStore) else source
     store = source if src is None else _some_jets(src, max(n, 1))
     summary = store.summary()
     shape = (store.height, store.width, len(store.channels))
@@ -1752,7 +1793,7 @@ def to_dense(
     lay = LAYOUTS[self.layout]
     store = self.to('cpu')
     idx = self.indices(idx)
-    one = self.layout == 'lagan'  # a single channel, without an axis of its own
+    one = lay.image == 'image'  # a single channel, without an axis of its own
     shape = (len(idx), self.height, self.width) + (() if one else (len(self.channels),))
     buf = self.buffer(256)
     with new_h5(path) as f:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MissingFile', 'OutputError', 'InUse', 'os_problem', 'output_file', 'output_folder', 'remove_dead', 'atomic_path',
-           'locked', 'remove_named', 'input_file', 'read_text', 'file_kind', 'checksum', 'checksum_of_pieces']
+           'locked', 'remove_named', 'input_file', 'read_text', 'file_kind', 'checksum', 'checksum_of_pieces',
+           'file_checksum']
 
 # %% ../../nbs/00a_paths.ipynb #ab2b97d5
 import errno
@@ -73,6 +74,11 @@ def os_problem(
         code = int(m[1])
     return _PROBLEMS.get(code)
 
+
+def _said(e):
+    "What is wrong and what to do, of any error: at least its own text"
+    return (os_problem(e) if isinstance(e, OSError) else None) or (str(e), None)
+
 # %% ../../nbs/00a_paths.ipynb #dbf64c70
 def output_file(
     path: str | Path,  # the file to write; `~` is expanded
@@ -107,7 +113,7 @@ def _kind(path):
     except FileNotFoundError:
         return None
     except OSError as e:
-        what, do = os_problem(e) or (str(e), None)
+        what, do = _said(e)
         raise OutputError(f'{path} {what}', do=do) from e
     kinds = {
         stat.S_IFREG: 'a file',
@@ -252,15 +258,33 @@ def locked(
     wait: float = 0,  # seconds to wait for another process that holds it
 ):  # yields the folder
     "Hold the lock of a folder; an error if another process holds it. A new folder that stays empty is removed"
-    from filelock import FileLock, SoftFileLock, Timeout
-
     folder = Path(folder)
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        what, do = os_problem(e) or (str(e), None)
+        what, do = _said(e)
         raise OutputError(f'{folder} {what}', do=do) from e
+    file, lock = _acquired(folder, wait)
+    try:
+        yield folder
+    finally:
+        over = not keep
+        with suppress(OSError):
+            over = over or (made and os.listdir(folder) == [file.name])  # nothing came of it
+            if over:
+                file.unlink(missing_ok=True)
+        lock.release()
+        if over:
+            with suppress(OSError):
+                (folder / '.jetbook.lock').unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def _acquired(folder, wait):
+    "The lock file of a folder and its lock, which is held; a file with our name where there are no locks"
+    from filelock import FileLock, SoftFileLock, Timeout
+
     file = folder / '.jetbook.lock'
     lock = FileLock(file)
     try:
@@ -276,21 +300,9 @@ def locked(
         do = f'wait for it, or choose another folder (if no process does, delete {file})'
         raise InUse(f'{folder} is in use', found='another process is writing to it', do=do) from None
     except OSError as e:
-        what, do = os_problem(e) or (str(e), None)
+        what, do = _said(e)
         raise OutputError(f'{folder} {what}', found=str(e), do=do) from e
-    try:
-        yield folder
-    finally:
-        over = not keep
-        with suppress(OSError):
-            over = over or (made and os.listdir(folder) == [file.name])  # nothing came of it
-            if over:
-                file.unlink(missing_ok=True)
-        lock.release()
-        if over:
-            with suppress(OSError):
-                (folder / '.jetbook.lock').unlink(missing_ok=True)
-                folder.rmdir()
+    return file, lock
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -318,7 +330,7 @@ def input_file(
     except (OSError, ValueError) as e:
         if isinstance(e, FileNotFoundError):
             raise MissingFile('No such file', found=str(path), do='check the name and the folder') from e
-        what, do = os_problem(e) if isinstance(e, OSError) and os_problem(e) else (str(e), None)
+        what, do = _said(e)
         raise DataError(f'{path.name} {what}', found=str(path), do=do) from e
     if not stat.S_ISREG(s.st_mode):
         kind = 'a folder' if stat.S_ISDIR(s.st_mode) else 'a device, pipe or socket'
@@ -339,7 +351,7 @@ def read_text(
         with open(path, 'rb') as f:
             data = f.read(limit + 1)
     except OSError as e:
-        what, do = os_problem(e) or (str(e), None)
+        what, do = _said(e)
         raise DataError(f'{path.name} {what}', found=str(path), do=do) from e
     try:
         return data[:limit].decode()
@@ -414,7 +426,7 @@ def file_kind(
             head = f.read(4096)
             blocks = [f.seek(n) and f.read(8) for n in (512, 1024, 2048, 4096, 8192)]  # HDF5 may begin there
     except OSError as e:
-        what, do = os_problem(e) or (str(e), None)
+        what, do = _said(e)
         raise DataError(f'{path.name} {what}', found=str(e), do=do) from e
     for magic, kind, do in _MAGIC:
         if head.startswith(magic):
@@ -456,4 +468,18 @@ def checksum_of_pieces(
     for a in pieces:
         a = np.ascontiguousarray(a, dtype)
         crc = zlib.crc32(a.reshape(-1).view(np.uint8) if a.size else b'', crc)
+    return crc
+
+
+def file_checksum(
+    path: str | Path,  # a regular file
+    size: int = None,  # bytes from its beginning; default: all
+):  # int, 32 bits
+    "CRC-32 of the bytes of a file"
+    crc = 0
+    left = os.path.getsize(input_file(path)) if size is None else size
+    with open(path, 'rb') as f:
+        while left > 0 and (data := f.read(min(left, 2**20))):
+            crc = zlib.crc32(data, crc)
+            left -= len(data)
     return crc

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
-           'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'native', 'check_cell',
-           'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target', 'njit',
-           'kernel', 'Buffer', 'check_mapped', 'Ragged', 'join', 'show_jet', 'toy_jets', 'find_target']
+           'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'machine_memory', 'native',
+           'check_cell', 'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target',
+           'njit', 'kernel', 'Buffer', 'check_mapped', 'Ragged', 'join', 'jet_keys', 'show_jet', 'toy_jets',
+           'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
+import contextlib
 import difflib
 import functools
 import importlib
@@ -16,6 +18,7 @@ import inspect
 import operator
 import os
 import re
+import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +113,17 @@ def require(
         raise MissingExtra(
             f'This needs the package {module}', found=str(e), do=f"pip install 'jetbook[{extra}]'"
         ) from e
+
+# %% ../../nbs/00_data.ipynb #98a0d462
+def machine_memory():  # int, bytes; None where it is not known
+    "Memory of this machine, or of the container it is"
+    sizes = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sizes.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+    for file in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+        with contextlib.suppress(ValueError, OSError):
+            sizes.append(int(Path(file).read_text(encoding='utf-8')))
+    return min(sizes, default=None)
 
 # %% ../../nbs/00_data.ipynb #12ea2152
 Layout = namedtuple('Layout', 'image label channels classes cell signed columns side')
@@ -919,26 +933,41 @@ def __iter__(self: JetStore):
     return (self[i] for i in range(len(self)))
 
 # %% ../../nbs/00_data.ipynb #f8f6fc68
+@kernel(inline='always')
+def _hash(x):
+    "A 64-bit hash of a number (the finaliser of splitmix64)"
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 @kernel
-def _mix(offsets, pixel, bits, c, out):
-    "Add a hash of each entry of channel `c` to its jet's number in `out` (N,); the order does not matter"
+def _add_hashes(offsets, pixel, bits, salt, out):
+    "Add a hash of each entry of a channel to its jet's number in `out` (N,); the order does not matter"
+    salt = _hash(salt)
     for i in range(len(offsets) - 1):
         for k in range(offsets[i], offsets[i + 1]):
-            x = np.uint64(bits[k]) << np.uint64(24) | np.uint64(pixel[k]) << np.uint64(8) | np.uint64(c)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            out[i] += x ^ (x >> np.uint64(31))
+            out[i] += _hash((np.uint64(bits[k]) << np.uint64(32) | np.uint64(pixel[k])) ^ salt)
 
 
+def jet_keys(
+    store: JetStore,  # N jets
+):  # uint64 (N,); 0 for a jet without entries
+    "A number for each jet that follows from its entries, whatever their order and the columns"
+    s = store.to('cpu')
+    keys = np.zeros(len(s), np.uint64)
+    for name, (offsets, pixel, value) in s.entries.items():
+        grid = f'{name} {s.height}x{s.width} {s.upsample[name]}'
+        _add_hashes(offsets, pixel, value.view(np.uint32), np.uint64(zlib.crc32(grid.encode())), keys)
+    return keys
+
+# %% ../../nbs/00_data.ipynb #6870f608
 @patch
 def twins(self: JetStore):  # int64 (N,): index of the first jet with the same entries, its own for the first
     "Which jets are the same as an earlier one; jets without entries are left out"
-    s = self.to('cpu')
-    out = np.zeros(len(s), np.uint64)
-    for c, (offsets, pixel, value) in enumerate(s.entries.values()):
-        _mix(offsets, pixel, value.view(np.uint32), c, out)
-    first, group = np.unique(out, return_index=True, return_inverse=True)[1:]
-    return np.where(out == 0, np.arange(len(s)), first[group])
+    keys = jet_keys(self)
+    first, group = np.unique(keys, return_index=True, return_inverse=True)[1:]
+    return np.where(keys == 0, np.arange(len(keys)), first[group])
 
 # %% ../../nbs/00_data.ipynb #7ab1befa
 @patch(as_prop=True)

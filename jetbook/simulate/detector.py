@@ -107,8 +107,8 @@ def bend(
 # %% ../../nbs/00j_detector.ipynb #79ec2bf1
 def convert(
     p: Ragged,  # particles, with `pdgid`, `charge`, `energy` [GeV], `pt` [GeV], `eta`
-    det: Detector,
-    rng: np.random.Generator,
+    det: Detector,  # its settings
+    rng: np.random.Generator,  # of all that is left to chance
 ):  # Ragged with one more field `born`, the radius where a particle begins [m]
     "Photons that convert become two electrons; electrons radiate a photon"
     n = len(p.pt)
@@ -142,8 +142,8 @@ def convert(
 # %% ../../nbs/00j_detector.ipynb #7be6ba8c
 def tracked(
     p: Ragged,  # particles, with `share`: 1 for those of this crossing
-    det: Detector,
-    rng: np.random.Generator,
+    det: Detector,  # its settings
+    rng: np.random.Generator,  # of all that is left to chance
 ):  # bool (P,)
     "Which particles give a track"
     charged = (p.charge != 0) & (p.share == 1) & (p.pt > det.track_min) & (np.abs(p.eta) < 2.5)
@@ -213,8 +213,8 @@ def _fill(row, col, jet, energy, spread, shape):
 # %% ../../nbs/00j_detector.ipynb #d34825e1
 def calorimeters(
     p: Ragged,  # particles
-    det: Detector,
-    rng: np.random.Generator,
+    det: Detector,  # its settings
+    rng: np.random.Generator,  # of all that is left to chance
 ):  # three arrays (P,): energy in ECAL from photons and electrons, in ECAL from others, in HCAL [GeV]
     "Energy that particles leave in the calorimeters"
     em = np.isin(np.abs(p.pdgid), (11, 22))
@@ -255,8 +255,8 @@ def hcal_window(
     p: Ragged,  # the particles, a row a jet
     energy: np.ndarray,  # (P,) in HCAL [GeV]
     axis: tuple,  # eta and phi of the jet axes: (J,) each
-    det: Detector,
-    rng: np.random.Generator,
+    det: Detector,  # its settings
+    rng: np.random.Generator,  # of all that is left to chance
 ):  # images (J, 25, 25) [GeV]; offset of the seed from the jet axis (2, J) [crystals]; is there a seed? (J,)
     "HCAL about the hottest tower near each jet axis"
     n = len(p)
@@ -307,7 +307,7 @@ def _around(mask, reach):
 def read_out(
     ecal: np.ndarray,  # (J, 125, 125) energies and noise [GeV]
     eta: np.ndarray,  # (J, 25) of each row of towers
-    det: Detector,
+    det: Detector,  # its settings
 ):  # (J, 125, 125) [GeV], most of it 0
     "Selective readout and zero suppression of the crystals (JINST 3 P02011)"
     et = ecal.reshape(len(ecal), 25, 5, 25, 5).sum((2, 4)) / np.cosh(eta)[:, :, None]

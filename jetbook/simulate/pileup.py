@@ -72,6 +72,7 @@ def make_pool(
     return Ragged(offsets, **{k: np.concatenate([b.fields[k] for b in blocks]) for k in _FIELDS})
 
 
+@lru_cache(1)
 def _read_pool(path, n):
     "The `n` events of a file; a file that is damaged is an error"
     try:
@@ -92,26 +93,24 @@ def _read_pool(path, n):
     return Ragged(offsets, **fields)
 
 
-@lru_cache(1)
 def pool(
     n: int = POOL_EVENTS,  # events
     workers: int = 1,  # processes, if it has to be made
 ):  # Ragged, a row an event
     "The pool of minimum-bias events: read from the cache, or made and kept there"
     path = cache_folder() / f'minbias-8TeV-{n}.npz'
-    if path.exists():
-        return _read_pool(path, n)
-    made = make_pool(n, workers)
-    with atomic_path(path) as part, open(part, 'wb') as f:
-        np.savez(f, offsets=made.offsets, **made.fields)
-    return made
+    if not path.exists():
+        made = make_pool(n, workers)
+        with atomic_path(path) as part, open(part, 'wb') as f:
+            np.savez(f, offsets=made.offsets, **made.fields)
+    return _read_pool(path, n)
 
 # %% ../../nbs/00i_pileup.ipynb #283edd51
 def crossings(
     pool: Ragged,  # minimum-bias events
     n: int,  # crossings
     mean: float,  # collisions per crossing
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # of numbers, choices, angles and vertices
     beam_z: float = 0.05,  # length of the luminous region, one sigma [m]
 ):  # Ragged, a row a crossing: the fields of the pool and `z` of the vertex [m]
     "Poisson numbers of events from the pool, at random angles and vertices"

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'RANGES', 'RESERVED', 'Recipe', 'is_plain', 'setting_types', 'check_setting', 'Range', 'check_range',
-           'did_you_mean', 'UnknownSetting', 'UnknownRecipe', 'Takes', 'machine_memory', 'recipe', 'get_recipe',
-           'import_recipes', 'MissingRecipes', 'recipes']
+           'did_you_mean', 'UnknownSetting', 'UnknownRecipe', 'Takes', 'recipe', 'get_recipe', 'import_recipes',
+           'MissingRecipes', 'recipes']
 
 # %% ../../nbs/01b_recipes.ipynb #b663ca68
 import ast
-import contextlib
 import difflib
 import functools
 import importlib
@@ -17,7 +16,6 @@ import importlib.util
 import inspect
 import json
 import math
-import os
 import sys
 import types
 import typing
@@ -26,7 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from fastcore.basics import patch
-from ..data.store import ALIASES, ConfigError, DataError, JetbookError
+from ..data.store import ALIASES, ConfigError, DataError, JetbookError, machine_memory
 
 # %% ../../nbs/01b_recipes.ipynb #767f5dae
 @dataclass(frozen=True)
@@ -334,17 +332,6 @@ def _check_both(r, part, counts):
         warnings.warn(f'Very few training jets of a class ({found}): {r.name} can learn little from them')
 
 # %% ../../nbs/01b_recipes.ipynb #2073bc31
-def machine_memory():  # int, bytes; None where it is not known
-    "Memory of this machine, or of the container it is"
-    sizes = []
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        sizes.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
-    for file in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
-        with contextlib.suppress(ValueError, OSError):
-            sizes.append(int(Path(file).read_text(encoding='utf-8')))
-    return min(sizes, default=None)
-
-
 def _check_memory(r, store, names, settings):
     "Refuse what cannot fit"
     numbers = r.takes.numbers(store, settings) if r.takes and r.takes.numbers else 0

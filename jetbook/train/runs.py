@@ -31,9 +31,18 @@ from fastcore.foundation import L
 from torch import nn
 from tqdm.auto import tqdm
 from .. import __version__
-from ..data.store import ALIASES, ConfigError, DataError, find_target, JetbookError, JetStore, Target
+from jetbook.data.store import (
+    ALIASES,
+    ConfigError,
+    DataError,
+    find_target,
+    jet_keys,
+    JetbookError,
+    JetStore,
+    Target,
+)
 from ..data.paths import atomic_path, locked, output_folder, read_text, remove_dead
-from ..data.loaders import as_split, jet_keys, split, Split
+from ..data.loaders import as_split, split, Split
 from ..losses import image_pt_mass
 from jetbook.metrics import (
     classification_metrics,
