@@ -634,7 +634,7 @@ def train(
     out: str | Path,  # the run folder
     epochs: int = None,  # default: the recipe's
     lr_max: float = None,  # largest learning rate; 'find' looks for one; default: the recipe's
-    schedule: str = None,  # 'one_cycle', 'cosine', 'flat', 'flat_cosine'; default: the recipe's
+    schedule: str = None,  # one of `SCHEDULES`: 'one_cycle', 'cosine', 'flat', ...; default: the recipe's
     seed: int = 0,  # random seed of weights, order of the jets and augmentations
     split_seed: int = 0,  # random seed of the split
     valid: float = 0.15,  # fraction of jets for validation
