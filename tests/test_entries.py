@@ -138,7 +138,7 @@ class Wider(JetTransform):
 
 def test_which_transforms_act_on_entries():
     store = toy_jets(4)
-    e = lambda: store.batch_entries(np.arange(4))
+    e = lambda: store.batch_entries()
     can = [t for t in transforms(3, 125).items() if t[1](0).on_entries(e(), split_idx=0) is not None]
     eq({'bytes', 'Resize', 'any', 'Noise'}, set(transforms(3, 125)) - {k for k, _ in can})
     for t in (Moved(), Brighter(), Rotate(how='grid', step=90)):
@@ -152,7 +152,7 @@ def test_which_transforms_act_on_entries():
     assert Pad().on_entries(lifted) is None and Translate().on_entries(lifted, split_idx=0) is None  # 0 is not empty there
     assert Flip().on_entries(lifted, split_idx=0) is lifted
     twice = JetStore.from_entries(dict(a=([0, 2], [3, 3], [5.0, 1.0])), 5, 5)  # what is painted last stays
-    assert twice.batch_entries(np.array([0])) is None
+    assert twice.batch_entries([0]) is None
     eq(JetDL(twice, task='reconstruct', tfms=[MaxNorm()]).one_batch()[0].sum(), 1)
     with pytest.raises(ValueError, match='shrink'):
         jet_dls(toy_jets(40), tfms=[Pad(100)], bs=4).one_batch()
@@ -291,3 +291,17 @@ def test_torch_datasets_are_asked_for_batches():
         assert torch.equal(b['image'], store.images(idx))
         eq(b['y'].tolist(), store.columns['y'][idx].tolist())
     eq(sorted(store.__getitems__([1])[0]), sorted(store[1]))
+
+
+def test_a_file_that_is_cut_while_a_loader_reads_it(tmp_path):
+    store = toy_jets(40)
+    store.save(tmp_path / 's.h5')
+    mapped = JetStore(tmp_path / 's.h5', mmap=True)
+    dl = JetDL(mapped, tfms=[MinMax()], bs=8)
+    eq(dl.one_batch()[0], MinMax()(store.images(slice(8))))
+    with open(tmp_path / 's.h5', 'r+b') as f:
+        f.truncate(1000)
+    with pytest.raises(ValueError, match='was cut while in use'):
+        dl.one_batch()
+    with pytest.raises(IndexError):
+        store.batch_entries([40])
