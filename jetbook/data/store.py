@@ -209,7 +209,11 @@ class JetStore:
         self.device = 'cpu'
         return self._validate()
 
-    def __init__(self, path, mmap=None):
+    def __init__(
+        self,
+        path,  # a packed store, `*.jets.h5`: str or Path
+        mmap=None,  # bool: map the file instead of reading it; default: when it is larger than 1 GB
+    ):
         import jetbook.data.hdf5  # defines the method that opens a file
 
         JetStore.__init__(self, path, mmap)
