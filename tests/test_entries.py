@@ -42,7 +42,7 @@ def any_store(rng):
     "A store of any size, channels and towers: dark, sparse and full images, zeros and negative values among the entries"
     h, w = rng.integers(1, 5, 2) * 6
     h = w if rng.random() < 0.5 else h
-    n, entries, up = int(rng.integers(1, 9)), {}, {}
+    n, entries, up, corrections = int(rng.integers(1, 9)), {}, {}, {}
     for c in range(rng.integers(1, 4)):
         up[f'c{c}'] = int(rng.choice([1, 2, 3, 6]))
         cells = int(h * w) // up[f'c{c}'] ** 2
@@ -50,7 +50,13 @@ def any_store(rng):
         jet, pixel = lit.nonzero()
         v = rng.lognormal(-3, 2, len(jet)) * rng.choice([1, 1, 1, -1, 0], len(jet) if rng.random() < 0.5 else 1)
         entries[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
-    return JetStore.from_entries(entries, int(h), int(w), up, dict(y=np.arange(n) % 2))
+        if rng.random() < 0.3:  # jets with pixels that differ from their towers
+            jet, pixel = (rng.random((n, h * w)) < rng.choice([0, 0.1, 1], (n, 1))).nonzero()
+            v = rng.choice([0, 0.5, 7, -1], len(jet))
+            corrections[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
+    return JetStore.from_entries(
+        entries, int(h), int(w), up, dict(y=np.arange(n) % 2), corrections=corrections
+    )
 
 
 def transforms(C, size):

@@ -780,14 +780,15 @@ def images(
 
 # %% ../../nbs/00_data.ipynb #0e19c12e
 @kernel
-def _spread(idx, offsets, pixel, value, gw, up, grid, values, row, col):
-    """Values and first pixels (row, column) of the blocks of jets `idx` in arrays (B, n), padded with the
-    empty pixel; do the pixels of each jet rise?"""
+def _spread(at, idx, offsets, pixel, value, up, grid, values, row, col):
+    """Values and first pixels (row, column) of the blocks of jets `idx`, in the rows `at` of arrays (B, n), padded
+    with the empty pixel; do the pixels of each jet rise?"""
     rising = True
-    gw = np.uint32(gw)
-    for b in range(len(idx)):
-        lo = offsets[idx[b]]
-        n = offsets[idx[b] + 1] - lo
+    gw = np.uint32(grid[1])
+    for j in range(len(idx)):
+        b = at[j]
+        lo = offsets[idx[j]]
+        n = offsets[idx[j] + 1] - lo
         for k in range(n):
             p = np.uint32(pixel[lo + k])
             r = p // gw
@@ -795,7 +796,7 @@ def _spread(idx, offsets, pixel, value, gw, up, grid, values, row, col):
             row[b, k] = r * up
             col[b, k] = (p - r * gw) * up
             rising &= k == 0 or p > pixel[lo + k - 1]
-        values[b, n:] = np.float32(0) if n < grid else values[b, n - 1]
+        values[b, n:] = np.float32(0) if n < grid[0] * grid[1] else values[b, n - 1]
     return rising
 
 
@@ -844,12 +845,28 @@ def _paint_blocks(out, W, zero, fill, n0, row0, col0, v0, up0, win0, n, row, col
                 img[:] = z
             elif b < len(n0):
                 k = n0[b, c]
-                _blocks(img, W, row0[b, c, :k], col0[b, c, :k], v0[b, c, 0, :k], up0[c], True, z, *win0)
+                _blocks(img, W, row0[b, c, :k], col0[b, c, :k], v0[b, c, 0, :k], up0[b, c], True, z, *win0)
             if b < len(n):
                 k = n[b, c]
-                _blocks(img, W, row[b, c, :k], col[b, c, :k], v[b, c, 0, :k], up[c], False, z, *win)
+                _blocks(img, W, row[b, c, :k], col[b, c, :k], v[b, c, 0, :k], up[b, c], False, z, *win)
 
 # %% ../../nbs/00_data.ipynb #67684458
+def _grains(store, idx):
+    """Channel by channel, where in the batch jets are and what their blocks are; a jet with corrections has them
+    again, pixel by pixel"""
+    for c, (k, e) in enumerate(store.entries.items()):
+        yield c, np.arange(len(idx)), idx, *e, store.upsample[k]
+        if k not in store.corrections:
+            continue
+        offsets = store.corrections[k][0]
+        odd = np.flatnonzero(offsets[idx + 1] > offsets[idx])
+        if len(odd):
+            x = store.select(channels=k).images(idx[odd]).flatten(1).numpy()
+            jet, pixel = x.nonzero()
+            offsets = np.searchsorted(jet, np.arange(len(odd) + 1))
+            yield c, odd, np.arange(len(odd)), offsets, pixel.astype(np.uint16), x[jet, pixel], 1
+
+
 class Entries:
     "The entries of a batch of B jets in C channels, which transforms may change before images are made of them"
 
@@ -863,14 +880,18 @@ class Entries:
         self.channels = store.channels
         self.height = store.height  # pixels, of the image that the entries will be painted in
         self.width = store.width
-        self.up = np.array([store.upsample[k] for k in self.channels])
-        grid = store.height * store.width // self.up**2
-        self.counts = np.stack([o[idx + 1] - o[idx] for o, _, _ in store.entries.values()], 1)
-        self.dark = torch.from_numpy(self.counts < grid)  # bool (B, C): has the image empty pixels?
+        self.up = np.empty((len(idx), len(self.channels)), np.int64)  # sides of the blocks, in pixels
+        self.counts = np.empty_like(self.up)  # entries
         self.window = None  # (top, left, height, width, wrap) outside of which blocks are cut off
-        self._gather(store, idx, grid)
+        layers = list(_grains(store, idx))
+        for c, at, jets, offsets, _, _, up in layers:
+            self.up[at, c] = up
+            self.counts[at, c] = offsets[jets + 1] - offsets[jets]
+        dark = self.counts * self.up**2 < store.height * store.width
+        self.dark = torch.from_numpy(dark)  # bool (B, C): has the image empty pixels?
+        self._gather(layers)
 
-    def _gather(self, store, idx, grid):
+    def _gather(self, layers):
         import torch
 
         # whole vectors: torch computes what remains with other instructions, which may differ in the last bit
@@ -878,9 +899,10 @@ class Entries:
         values = np.empty((*self.counts.shape, 1, n), np.float32)
         row, col = np.empty((2, *self.counts.shape, n), np.int32)
         self.rising = True
-        for c, ((o, p, v), up) in enumerate(zip(store.entries.values(), self.up)):
-            gw = store.width // up
-            self.rising &= _spread(idx, o, p, v, gw, up, grid[c], values[:, c, 0], row[:, c], col[:, c])
+        for c, at, jets, offsets, pixel, value, up in layers:
+            arrays = (values[:, c, 0], row[:, c], col[:, c])
+            grid = (self.height // up, self.width // up)
+            self.rising &= _spread(at, jets, offsets, pixel, value, up, grid, *arrays)
         self.values = torch.from_numpy(values)  # float32 (B, C, 1, n); the last column is the background
         self.row = torch.from_numpy(row)  # int32 (B, C, n), of the first pixel of each block
         self.col = torch.from_numpy(col)
