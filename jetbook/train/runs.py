@@ -214,6 +214,7 @@ def fingerprint(
     h = hashlib.sha256()
     arrays = {
         **{f'{k}/{i}': a for k, e in s.entries.items() for i, a in enumerate(e)},
+        **{f'{k}/corrections/{i}': a for k, e in s.corrections.items() for i, a in enumerate(e)},
         **dict(sorted(s.columns.items())),
     }
     for k, a in arrays.items():
