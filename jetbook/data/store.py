@@ -932,7 +932,8 @@ class Entries:
         # whole vectors: torch computes what remains with other instructions, which may differ in the last bit
         n = (int(self.counts.max(initial=0)) // 32 + 1) * 32
         values = np.empty((*self.counts.shape, 1, n), np.float32)
-        row, col = np.empty((2, *self.counts.shape, n), np.int32)
+        # padding lies at (0, 0): what shifts it out of the image lets empty pixels in
+        row, col = np.zeros((2, *self.counts.shape, n), np.int32)
         self.rising = True
         for c, at, jets, offsets, pixel, value, up in layers:
             arrays = (values[:, c, 0], row[:, c], col[:, c])
