@@ -304,6 +304,27 @@ def test_a_picture_costs_no_training(broken, run, store, tmp_path, monkeypatch):
 
 # --- a training by hand
 
+def test_pictures_that_a_kill_prevented_are_drawn_later(run, store, tmp_path):
+    "The checkpoint goes last: where it is left beside weights, the pictures may be missing"
+    shutil.copytree(run.path, tmp_path/'twin')
+    names = {p.name for p in run.path.glob('*.png')}
+    for n in names: (tmp_path/'twin'/n).unlink()
+    assert train('test_clf', store, tmp_path/'twin', **ARGS).complete and not list((tmp_path/'twin').glob('*.png'))
+    (tmp_path/'twin'/'checkpoint').mkdir()
+    (tmp_path/'twin'/'checkpoint'/'last.safetensors').write_bytes(b'of the last epoch')
+    with locked(tmp_path/'twin'): train('test_clf', store, tmp_path/'twin', **ARGS)  # somebody is drawing them
+    assert not list((tmp_path/'twin').glob('*.png'))
+    train('test_clf', store, tmp_path/'twin', **ARGS)
+    assert {p.name for p in (tmp_path/'twin').glob('*.png')}==names and not (tmp_path/'twin'/'checkpoint').exists()
+
+def test_scores_of_other_weights_are_refused(run, store, tmp_path):
+    a,b = [train('test_clf', store, tmp_path/str(i), **{**ARGS, 'seed':i}) for i in range(2)]
+    for r in (a,b): evaluate(r, store, 'valid')
+    shutil.copy(b.path/'scores-valid.safetensors', a.path/'scores-valid.safetensors')
+    with pytest.raises(DataError, match='scores of other weights than those of 0'): a.scores('valid')
+    evaluate(a, store, 'valid')
+    assert len(a.scores('valid')['score'])==90
+
 def test_a_training_by_hand_is_a_run(store, folder):
     learn = test_clf(store, width=8)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, .05)

@@ -41,7 +41,7 @@ from jetbook.data.store import (
     JetStore,
     Target,
 )
-from ..data.paths import atomic_path, locked, output_folder, read_text, remove_dead
+from ..data.paths import atomic_path, InUse, locked, output_folder, read_text, remove_dead
 from ..data.loaders import as_split, split, Split
 from ..losses import image_pt_mass
 from jetbook.metrics import (
@@ -545,7 +545,11 @@ def scores(
     if part not in PARTS:
         raise ConfigError('No such part', found=part, expected=', '.join(PARTS))
     f = self.path / f'scores-{part}.safetensors'
-    arrays = {k: v.numpy() for k, v in load_tensors(f)[0].items()}
+    tensors, meta = load_tensors(f)
+    if meta.get('model', model := _model_digest(self)) != model:
+        what = f'{f.name} holds scores of other weights than those of {self.name}'
+        raise DataError(what, f'model {meta["model"][:16]}', f'model {model}', 'evaluate again')
+    arrays = {k: v.numpy() for k, v in tensors.items()}
     if 'jet' not in arrays or {a.shape for a in arrays.values()} != {arrays['jet'].shape[:1]}:
         found = ', '.join(f'{k} {a.shape}' for k, a in arrays.items())[:100]
         expected = 'jet and others, of one length'
@@ -641,11 +645,11 @@ def train(
     out = output_folder(out, 'config.json')
     run = _begun(out, config, resume)
     if run and run.complete:
-        return _already(run, progress)
+        return _already(run, store, progress)
     with locked(out):
         run = _begun(out, config, resume)
         if run and run.complete:  # by a process that held the lock until now
-            return _already(run, progress)
+            return _already(run, store, progress)
         learn = _seeded(r, store, parts, config['settings'], seed)
         if state:
             take_over(learn, state, training['start']['run'])
@@ -751,8 +755,13 @@ def _begin(out, config, learn):
     return Run(out)
 
 
-def _already(run, progress):
-    _tidy(run)
+def _already(run, store, progress):
+    "A complete run; what was left to do when its process was killed is done"
+    if _last_checkpoint(run).exists():
+        with suppress(OSError, InUse), locked(run.path):  # read-only, or somebody is doing it
+            learn = run.learner(store)
+            _save_plots(learn, run, _planned_rates(learn, run.config))
+            _tidy(run)
     if progress:
         print(f'{run.name} is already trained: {len(run.history)} epochs')
     return run
@@ -791,7 +800,7 @@ def _fit(learn, run, progress, cbs):
     c = run.config
     if next(learn.model.parameters()).device.type == 'cpu':
         keep_memory()
-    file = run.path / 'checkpoint' / 'last.safetensors'
+    file = _last_checkpoint(run)
     ck = Checkpoint(file, c['seed'], lambda rows: _write_history(run, rows))
     if ck.rows:
         _write_history(run, ck.rows)
@@ -802,15 +811,20 @@ def _fit(learn, run, progress, cbs):
         stack.enter_context(saving_in(file.parent, learn, ck))
         stack.enter_context(_in_our_words())
         learn.fit(c['epochs'], cbs=[sched, ck, Replay(list(ck.rows)), *L(cbs)], start_epoch=ck.first)
+    rates = list(learn.recorder.lrs)  # a validation empties them
     _finish(learn, run, ck.rows, epoch_of(learn.model, ck))
+    _save_plots(learn, run, rates)
     _tidy(run)
-    _save_plots(learn, run)
     return run
 
 
+def _last_checkpoint(run):
+    return run.path / 'checkpoint' / 'last.safetensors'
+
+
 def _tidy(run):
-    "Remove the checkpoint of a complete run, and what a process that was killed left of its pictures"
-    file = run.path / 'checkpoint' / 'last.safetensors'
+    "Remove the checkpoint of a run that has its weights and pictures, and what killed processes left"
+    file = _last_checkpoint(run)
     with suppress(OSError):  # the folder is read-only, or something else lies there
         for k in ('losses', 'lr', 'results'):
             remove_dead(run.path / f'{k}.png')
@@ -915,17 +929,17 @@ def save_figure(
     plt.close(fig)
 
 
-def _save_plots(learn, run):
+def _save_plots(learn, run, rates):
     "Draw a finished training. The weights are safe by now, and nothing that fails here may cost them"
     for name, draw in dict(losses=_draw_losses, lr=_draw_rates, results=_draw_results).items():
         try:
-            if (fig := draw(learn, run)) is not None:
+            if (fig := draw(learn, run, rates)) is not None:
                 save_figure(fig, run.path / f'{name}.png')
         except Exception as e:
             warnings.warn(f'{run.name}: {name}.png could not be drawn ({type(e).__name__}: {e})')
 
 
-def _draw_losses(learn, run):
+def _draw_losses(learn, run, rates):
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 3.2), layout='constrained')
@@ -933,16 +947,21 @@ def _draw_losses(learn, run):
     return fig
 
 
-def _draw_rates(learn, run):
+def _draw_rates(learn, run, rates):
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 3.2), layout='constrained')
-    ax.plot(learn.recorder.lrs)
+    ax.plot(rates)
     ax.set(xlabel='batch', ylabel='learning rate')
     return fig
 
 
-def _draw_results(learn, run):
+def _planned_rates(learn, c):
+    rate = SCHEDULES[c['schedule']](c['lr_max'], learn.moms)['lr']
+    return [rate(t) for t in np.linspace(0, 1, len(learn.dls.train) * c['epochs'])]
+
+
+def _draw_results(learn, run, rates):
     import matplotlib.pyplot as plt
 
     if not hasattr(learn.dls.valid, 'show_results'):
@@ -1021,7 +1040,7 @@ def save_run(
         _write_jets(run, made['store'], made['split'])
         _write_history(run, rows)
         _finish(self, run, rows, _like_epoch(self, rows))
-        _save_plots(self, run)
+        _save_plots(self, run, rates)
     return run
 
 
@@ -1223,7 +1242,7 @@ def evaluate(
     check_scores(arrays, run.name)
     scores = {k: torch.as_tensor(v) for k, v in dict(arrays, jet=idx).items()}
     with _kept_if_possible(run, 'metrics and scores'), locked(run.path, wait=20):
-        save_tensors(run.path / f'scores-{part}.safetensors', scores)
+        save_tensors(run.path / f'scores-{part}.safetensors', scores, dict(model=_model_digest(run)))
         m = _count_reading(run) if part == 'test' else run.metrics
         write_json(run.path / 'metrics.json', {**m, part: {**res, 'source': store.source}})
     return res
@@ -1255,10 +1274,15 @@ def _part(run, store, part):
     return np.arange(len(store))
 
 
+def _model_digest(run):
+    "Which weights a run has"
+    return hashlib.sha256((run.path / 'model.safetensors').read_bytes()).hexdigest()[:16]
+
+
 def _count_reading(run):
     "The run's metrics, this reading of the test part among them unless these very weights have read it before"
     m = run.metrics
-    model = hashlib.sha256((run.path / 'model.safetensors').read_bytes()).hexdigest()[:16]
+    model = _model_digest(run)
     reads = m.setdefault('test_reads', [])
     if any(r.get('model', model) == model for r in reads):
         return m

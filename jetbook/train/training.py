@@ -144,7 +144,7 @@ def check_fields(
         v = d.get(k)
         types = dict if isinstance(kinds, dict) else kinds
         types = types if isinstance(types, tuple) else (types,)
-        if not isinstance(v, types) or (isinstance(v, bool) and bool not in types):
+        if k not in d or not isinstance(v, types) or (isinstance(v, bool) and bool not in types):
             found = f'{k}: {to_json(v)!r}'[:100] if k in d else f'no {k}'
             expected = ' or '.join(_JSON_NAMES.get(o, o.__name__) for o in types)
             do = 'fetch it again; an edited one is no longer of this folder'

@@ -20,7 +20,7 @@ before a random one of its file operations (open for writing, rename, remove, mk
 Then it is run again. Good is *whole*: the result is there and equal to that of an undisturbed run, all
 files of the user's are as they were, and there is no file that an undisturbed run would not leave. Findings
 are *stuck* (it does not run again), *lost* (the result is missing or another one), *left* (a temporary
-file), *touched*, *broken* (under the final name lies something half-written), *both* (two at once into one
+file), *bare* (a run without its pictures), *touched*, *broken* (under the final name lies something half-written), *both* (two at once into one
 folder, and both say that they won), *orphans* (worker processes go on).
 
 **What is left out, and why**
@@ -37,8 +37,6 @@ folder, and both say that they won), *orphans* (worker processes go on).
   belongs to it. Edits made with h5py or a JSON library without it are in; tests/test_hostile.py has files
   that are meant to harm.
 - The parsers below: where pyarrow itself ends while it is asked for comparison, that isn't counted.
-- Pictures of a training. The weights are written first, and a training that is killed while it draws is
-  complete without them: *bare*.
 - Power loss. A kill leaves what was written in the page cache; what an unplugged disk does is not tried.
 - Bytes that no format uses (padding, free space, an old object's remains in HDF5) are damaged too, and are
   harmless.

@@ -217,7 +217,8 @@ def bad_ones(records):
 
 
 def write(a, records):
-    command = f"make fuzz ARGS='--files {a.files} --kills {a.kills} --seed {a.seed} --write'"
+    only = f" --only {';'.join(a.only)};" if a.only else ''
+    command = f'make fuzz ARGS="--files {a.files} --kills {a.kills} --seed {a.seed}{only} --write"'
     found = bad_ones(records)
     text = f'# Damaged files and kills\n\n`{command}`: {len(found)} findings.\n\n{report(records)}\n\n'
     text += 'What the words mean, and what is left out: the docstring of `tests/fuzz/__init__.py`.\n'

@@ -17,7 +17,7 @@ from . import pool
 from . import subjects as S
 
 SECONDS = 60  # for a run that is not killed
-GOOD = 'whole', 'bare'
+GOOD = ('whole',)
 BAD = 'stuck', 'lost', 'left', 'touched', 'broken', 'both', 'orphans', 'foreign', 'hang'
 
 Verb = namedtuple('Verb', 'name owner weight act result out mark begin', defaults=[None, None])
