@@ -6,8 +6,8 @@
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'machine_memory', 'native',
            'check_cell', 'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target',
-           'njit', 'kernel', 'in_threads', 'Buffer', 'check_mapped', 'Ragged', 'join', 'jet_keys', 'show_jet',
-           'toy_jets', 'find_target']
+           'njit', 'kernel', 'in_threads', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries', 'Ragged', 'join',
+           'jet_keys', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import contextlib
@@ -18,6 +18,8 @@ import inspect
 import operator
 import os
 import re
+import threading
+import weakref
 import zlib
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -208,7 +210,11 @@ class JetStore:
         self.device = 'cpu'
         return self._validate()
 
-    def __init__(self, path, mmap=None):
+    def __init__(
+        self,
+        path,  # a packed store, `*.jets.h5`: str or Path
+        mmap=None,  # bool: map the file instead of reading it; default: when it is larger than 1 GB
+    ):
         import jetbook.data.hdf5  # defines the method that opens a file
 
         JetStore.__init__(self, path, mmap)
@@ -550,13 +556,16 @@ def _prefetch(idx, o, p, v):
 
 
 @kernel
-def _repaint(out, c, W, idx0, o0, p0, v0, up0, idx, o, p, v, up):
-    "In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0` and light those of `idx`"
+def _repaint(out, c, W, wipe, idx0, o0, p0, v0, up0, idx, o, p, v, up):
+    """In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0`, or all pixels (`wipe`),
+    and light the entries of `idx`"""
     acc = np.float32(0)
-    for b in range(max(len(idx0), len(idx))):
+    for b in range(len(out) if wipe else max(len(idx0), len(idx))):
         if b % 8 == 0:
             acc += _prefetch(idx[b : b + 8], o, p, v)
-        if b < len(idx0):
+        if wipe:
+            out[b, c, :] = np.float32(0)
+        elif b < len(idx0):
             _light(out[b, c], W, o0[idx0[b]], o0[idx0[b] + 1], p0, v0, up0, False)
         if b < len(idx):
             _light(out[b, c], W, o[idx[b]], o[idx[b] + 1], p, v, up, True)
@@ -572,10 +581,13 @@ class Buffer:
         channels: int,  # number of channels
         height: int,  # pixels
         width: int,  # pixels
+        array: np.ndarray = None,  # float32 memory of that shape to use, whatever it holds; default: new
     ):
-        self.array = np.zeros((bs, channels, height, width), np.float32)
+        shape = (bs, channels, height, width)
+        self.array = np.zeros(shape, np.float32) if array is None else array.reshape(shape)
+        self.background = np.zeros(shape[:2], np.float32)
         self.lit = None
-        self.dirty = False
+        self.dirty = array is not None
 
     @property
     def tensor(self):
@@ -596,27 +608,43 @@ class Buffer:
 
     def paint(
         self,
-        store: JetStore,  # where the jets are
+        store,  # where the jets are: a `JetStore`, or `Entries`, whose jets are all painted
         idx=None,  # indices of the jets (B,), a slice or a mask; default: all
     ):  # float32 array (B, C, H, W), valid until the next `fill`
-        "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed first"
+        "Clear what is lit, light the jets `idx`; a `dirty` buffer is cleared whole"
         idx = store.indices(idx)
         size = (len(store.channels), store.height, store.width)
         if self.array.shape[1:] != size or len(self.array) < len(idx):
             do = 'make it with store.buffer(bs)'
             raise DataError('The buffer does not fit', self.array.shape, (len(idx), *size), do)
-        if self.dirty:
-            self.array[:] = 0
-            self.lit = None
-        new = [(idx, *e, store.upsample[k]) for k, e in store.entries.items()]
-        old = self.lit or [(idx[:0], *e) for _, *e in new]
         flat = self.array.reshape(*self.array.shape[:2], store.height * store.width)
+        moved = not isinstance(store, JetStore)
+        was_moved, old = self.lit or (moved, None)
+        wipe = self.dirty or was_moved != moved
         self.dirty = True
-        self.lit = new
-        for c, (a, b) in enumerate(zip(old, new)):
-            _repaint(flat, c, store.width, *a, *b)
+        paint = self._paint_entries if moved else self._paint_jets
+        self.lit = moved, paint(flat, store, idx, None if wipe else old, wipe)
         self.dirty = False
         return self.array[: len(idx)]
+
+    def _paint_jets(self, flat, store, idx, old, wipe):
+        "Paint jets as they are in the store; `old` is what the last call gave back"
+        new = [(idx, *e, store.upsample[k]) for k, e in store.entries.items()]
+        old = old or [(idx[:0], *e) for _, *e in new]
+        for c, (a, b) in enumerate(zip(old, new)):
+            _repaint(flat, c, store.width, wipe, *a, *b)
+        return new
+
+    def _paint_entries(self, flat, entries, idx, old, wipe):
+        "Paint entries where they are now, on their backgrounds; `old` is what the last call gave back"
+        zero = np.zeros_like(self.background) if wipe else self.background.copy()
+        zero[: len(idx)] = entries.background
+        fill = wipe | (zero.view(np.int32) != self.background.view(np.int32))
+        new = entries.blocks()
+        old = old or (new[0][:0], *new[1:])
+        _paint_blocks(flat, self.array.shape[-1], zero, fill, *old, *new)
+        self.background = zero
+        return new
 
 # %% ../../nbs/00_data.ipynb #58911fbd
 def _positions(offsets, idx):
@@ -694,6 +722,58 @@ def indices(
         raise NoSuchJet('No jet of that index', found=int(idx[outside][0]), expected=expected)
     return np.ascontiguousarray(np.where(idx < 0, idx + n, idx), np.int64)
 
+# %% ../../nbs/00_data.ipynb #931674fb
+class SpareMemory:
+    "Memory of batches that nothing refers to any more, to be used again: at most `most` bytes in `n` blocks"
+
+    def __init__(
+        self,
+        most: int = 2**28,  # bytes to hold on to, in all; what is more is given back to the system
+        n: int = 8,  # blocks to hold on to, the latest
+    ):
+        self.most = most
+        self.n = n
+        self.clear()
+
+    def clear(self):
+        "Give back what is not in use"
+        self.lock = threading.Lock()
+        self.blocks = []
+
+    def take(
+        self,
+        shape: tuple,  # of the array wanted
+    ):  # (float32 array that nothing else refers to, has it been used before?)
+        "Memory for an array; it is spare again when the array and all that shares its memory are gone"
+        n = int(np.prod(shape))
+        if not 0 < 4 * n <= self.most:
+            return np.zeros(shape, np.float32), False
+        with self.lock:
+            old = next((b for b, ref in self.blocks if n <= b.size <= 2 * n and ref() is None), None)
+            block = np.zeros(n, np.float32) if old is None else old
+            array = block[:n].reshape(shape)
+            blocks = [(block, weakref.ref(array)), *((b, ref) for b, ref in self.blocks if b is not old)]
+            total = np.cumsum([b.nbytes for b, _ in blocks])
+            self.blocks = blocks[: min(self.n, int((total <= self.most).sum()))]
+        return array, old is not None
+
+
+_spare = SpareMemory()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_spare.clear)
+
+
+def _own_images(store, idx):
+    "The images of jets `idx` as a tensor that shares its memory with no other"
+    import torch
+
+    shape = (len(idx), len(store.channels), store.height, store.width)
+    array, used = _spare.take(shape)
+    buffer = Buffer(*shape, array)
+    buffer.dirty = used
+    buffer.paint(store, idx)
+    return torch.from_numpy(array)
+
 # %% ../../nbs/00_data.ipynb #2a1de5f8
 @patch
 def buffer(
@@ -708,13 +788,13 @@ def buffer(
 def images(
     self: JetStore,
     idx=None,  # indices of the jets (B,), a slice or a mask; default: all
-    out: Buffer = None,  # a `buffer` to reuse; default: a fresh tensor
+    out: Buffer = None,  # a `buffer` to reuse; default: a tensor of its own
     device=None,  # where the images are wanted; default: where the store is
 ):  # float32 tensor (B, C, H, W)
     "The dense images of jets `idx`, bit for bit what the source held"
     idx = self.indices(idx)
     if self.device == 'cpu':
-        x = (self.buffer(len(idx)) if out is None else out).fill(self, idx)
+        x = _own_images(self, idx) if out is None else out.fill(self, idx)
     elif out is not None:
         found = f'a store on {self.device}'
         raise DataError('A buffer is for a store in main memory', found=found, do='call images without `out`')
@@ -723,6 +803,155 @@ def images(
 
         x = _images_torch(self, torch.as_tensor(idx, device=self.device))
     return x if device is None else x.to(device)
+
+# %% ../../nbs/00_data.ipynb #0e19c12e
+@kernel
+def _spread(idx, offsets, pixel, value, gw, up, grid, values, row, col):
+    """Values and first pixels (row, column) of the blocks of jets `idx` in arrays (B, n), padded with the
+    empty pixel; do the pixels of each jet rise?"""
+    rising = True
+    gw = np.uint32(gw)
+    for b in range(len(idx)):
+        lo = offsets[idx[b]]
+        n = offsets[idx[b] + 1] - lo
+        for k in range(n):
+            p = np.uint32(pixel[lo + k])
+            r = p // gw
+            values[b, k] = value[lo + k]
+            row[b, k] = r * up
+            col[b, k] = (p - r * gw) * up
+            rising &= k == 0 or p > pixel[lo + k - 1]
+        values[b, n:] = np.float32(0) if n < grid else values[b, n - 1]
+    return rising
+
+
+@kernel
+def _blocks(img, W, row, col, value, up, clear, z, top, left, h, w, wrap):
+    "Give blocks of `up` x `up` pixels from (row, col) on their value, or `z` (`clear`), within the window"
+    for k in range(len(row)):
+        i = row[k]
+        j = col[k]
+        v = z if clear else value[k]
+        if i >= top and i + up <= top + h and j >= left and j + up <= left + w:
+            first = np.uint64(i * W + j)
+            if up == 1:
+                img[first] = v
+            elif up == 5:  # a constant the compiler can unroll
+                for a in range(5):
+                    for b in range(5):
+                        img[first + np.uint64(a * W + b)] = v
+            else:
+                for a in range(up):
+                    for b in range(up):
+                        img[first + np.uint64(a * W + b)] = v
+        else:
+            for a in range(max(i, top), min(i + up, top + h)):
+                for b in range(j, j + up):
+                    c = (b - left) % w + left if wrap else b
+                    if left <= c < left + w:
+                        img[a * W + c] = v
+
+
+@kernel
+def _paint_blocks(out, W, zero, fill, n0, row0, col0, v0, up0, win0, n, row, col, v, up, win):
+    """In the batch `out` (B, C, H*W), clear the blocks of the last batch (n0, row0, ...) to the background
+    `zero` (B, C), or all pixels where that is another (`fill`), and paint those of the new (n, row, ...)"""
+    for b in range(len(out)):
+        for c in range(out.shape[1]):
+            img = out[b, c]
+            z = zero[b, c]
+            if fill[b, c]:
+                img[:] = z
+            elif b < len(n0):
+                k = n0[b, c]
+                _blocks(img, W, row0[b, c, :k], col0[b, c, :k], v0[b, c, 0, :k], up0[c], True, z, *win0)
+            if b < len(n):
+                k = n[b, c]
+                _blocks(img, W, row[b, c, :k], col[b, c, :k], v[b, c, 0, :k], up[c], False, z, *win)
+
+# %% ../../nbs/00_data.ipynb #67684458
+class Entries:
+    "The entries of a batch of B jets in C channels, which transforms may change before images are made of them"
+
+    def __init__(
+        self,
+        store: JetStore,  # in main memory
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
+    ):
+        import torch
+
+        self.channels = store.channels
+        self.height = store.height  # pixels, of the image that the entries will be painted in
+        self.width = store.width
+        self.up = np.array([store.upsample[k] for k in self.channels])
+        grid = store.height * store.width // self.up**2
+        self.counts = np.stack([o[idx + 1] - o[idx] for o, _, _ in store.entries.values()], 1)
+        self.dark = torch.from_numpy(self.counts < grid)  # bool (B, C): has the image empty pixels?
+        self.window = None  # (top, left, height, width, wrap) outside of which blocks are cut off
+        self._gather(store, idx, grid)
+
+    def _gather(self, store, idx, grid):
+        import torch
+
+        # whole vectors: torch computes what remains with other instructions, which may differ in the last bit
+        n = (int(self.counts.max(initial=0)) // 32 + 1) * 32
+        values = np.empty((*self.counts.shape, 1, n), np.float32)
+        row, col = np.empty((2, *self.counts.shape, n), np.int32)
+        self.rising = True
+        for c, ((o, p, v), up) in enumerate(zip(store.entries.values(), self.up)):
+            gw = store.width // up
+            self.rising &= _spread(idx, o, p, v, gw, up, grid[c], values[:, c, 0], row[:, c], col[:, c])
+        self.values = torch.from_numpy(values)  # float32 (B, C, 1, n); the last column is the background
+        self.row = torch.from_numpy(row)  # int32 (B, C, n), of the first pixel of each block
+        self.col = torch.from_numpy(col)
+
+    def __len__(self):
+        return len(self.counts)
+
+    def indices(
+        self,
+        idx=None,  # ignored: all jets of the batch are wanted
+    ):  # int64 (B,)
+        "Indices of the jets, within the batch"
+        return np.arange(len(self))
+
+    @property
+    def background(self):
+        "Value of the empty pixels, float32 (B, C)"
+        return self.values[:, :, 0, -1].numpy()
+
+    @property
+    def zero(self):
+        "Are all empty pixels zero?"
+        return bool(((self.values[:, :, 0, -1] == 0) | ~self.dark).all())
+
+    def darken(
+        self,
+        jets=slice(None),  # which jets, (B,) bool
+    ):
+        "Empty pixels, of value 0, come into the images"
+        self.values[jets, :, :, -1] = 0
+        self.dark[jets] = True
+
+    def blocks(self):
+        "What a buffer paints: counts, rows, columns, values, sides of the blocks, window"
+        window = self.window or (0, 0, self.height, self.width, False)
+        arrays = (o.contiguous().numpy() for o in (self.row, self.col, self.values))
+        return (self.counts, *arrays, self.up, window)
+
+    def images(self):  # float32 tensor (B, C, H, W)
+        "The dense images, in memory of their own"
+        return _own_images(self, self.indices())
+
+
+@patch
+def batch_entries(
+    self: JetStore,
+    idx: np.ndarray,  # indices of the jets, int64 (B,)
+):  # Entries; None where they are not in main memory, or in an order in which pixels might repeat
+    "The entries of jets `idx`, for transforms"
+    e = Entries(self, idx) if self.device == 'cpu' else None
+    return e if e is not None and e.rising else None
 
 # %% ../../nbs/00_data.ipynb #a7fad7c2
 @patch
@@ -940,6 +1169,17 @@ def _pick(self: JetStore, idx):
     return self._replace(entries=entries, columns=columns, path=None, mmap=False, origin=origin)
 
 # %% ../../nbs/00_data.ipynb #0caeec5f
+@patch
+def __getitems__(
+    self: JetStore,
+    idx,  # indices of jets (B,)
+):  # list of B dicts
+    "Several jets, each as a dict as `store[i]` gives it: what torch's `DataLoader` asks for"
+    idx = self.indices(idx)
+    columns = {k: v[idx].tolist() for k, v in self.columns.items() if k != 'image'}
+    return [dict(zip(('image', *columns), jet)) for jet in zip(self.images(idx), *columns.values())]
+
+
 @patch
 def __getitem__(
     self: JetStore,
