@@ -828,15 +828,21 @@ def _spread(idx, offsets, pixel, value, gw, up, grid, values, row, col):
 @kernel
 def _blocks(img, W, row, col, value, up, clear, z, top, left, h, w, wrap):
     "Give blocks of `up` x `up` pixels from (row, col) on their value, or `z` (`clear`), within the window"
+    if up == 1:
+        for k in range(len(row)):
+            i = np.int64(row[k])
+            j = np.int64(col[k])
+            j = (j - left) % w + left if wrap else j
+            if top <= i < top + h and left <= j < left + w:
+                img[np.uint64(i * W + j)] = z if clear else value[k]
+        return
     for k in range(len(row)):
-        i = row[k]
-        j = col[k]
+        i = np.int64(row[k])
+        j = np.int64(col[k])
         v = z if clear else value[k]
         if i >= top and i + up <= top + h and j >= left and j + up <= left + w:
             first = np.uint64(i * W + j)
-            if up == 1:
-                img[first] = v
-            elif up == 5:  # a constant the compiler can unroll
+            if up == 5:  # a constant the compiler can unroll
                 for a in range(5):
                     for b in range(5):
                         img[first + np.uint64(a * W + b)] = v
@@ -947,10 +953,10 @@ class Entries:
 @patch
 def batch_entries(
     self: JetStore,
-    idx: np.ndarray,  # indices of the jets, int64 (B,)
+    idx=None,  # indices of the jets (B,), a slice or a mask; default: all
 ):  # Entries; None where they are not in main memory, or in an order in which pixels might repeat
     "The entries of jets `idx`, for transforms"
-    e = Entries(self, idx) if self.device == 'cpu' else None
+    e = Entries(self, self.indices(idx)) if self.device == 'cpu' else None
     return e if e is not None and e.rising else None
 
 # %% ../../nbs/00_data.ipynb #a7fad7c2
