@@ -6,8 +6,8 @@
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'machine_memory', 'native',
            'check_cell', 'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target',
-           'njit', 'kernel', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries', 'Ragged', 'join', 'jet_keys',
-           'show_jet', 'toy_jets', 'find_target']
+           'njit', 'kernel', 'in_threads', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries', 'Ragged', 'join',
+           'jet_keys', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import contextlib
@@ -21,7 +21,8 @@ import re
 import threading
 import weakref
 import zlib
-from collections import namedtuple
+from collections import deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -504,6 +505,31 @@ def kernel(
     first.to_compile = f
     first.options = options
     return first
+
+# %% ../../nbs/00_data.ipynb #71f1402a
+def in_threads(
+    f,  # a function of one item that releases Python's lock: numba kernels, NumPy, torch
+    items,  # any iterable
+):  # iterator of f(item), in order
+    "`f` of each item, several at a time"
+    import torch
+
+    n = torch.get_num_threads()
+    if n == 1:
+        yield from map(f, items)
+        return
+    waiting = deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            for item in items:
+                waiting.append(pool.submit(f, item))
+                if len(waiting) > n:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(n)
 
 # %% ../../nbs/00_data.ipynb #2402f657
 @kernel
