@@ -110,7 +110,7 @@ def test_any_pipeline_on_any_store(seeds):
                 same(dl.decode((x,))[0], dense.decode(y).float(), names)
 
 
-@pytest.mark.parametrize('kind', ['qg', 'wqcd'])
+@pytest.mark.parametrize('kind', ['qg', 'tau', 'egamma', 'dark', 'wqcd'])
 def test_samples_bit_for_bit(kind):
     "Also where torch's last bit depends on the place in an array: the entries are computed in whole vectors"
     store = sample(kind)[:96]
