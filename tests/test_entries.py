@@ -6,7 +6,6 @@ import pytest
 import torch
 from fastai.data.core import Pipeline, Transform
 from fastcore.test import test_eq as eq
-from hypothesis import assume, given, settings, strategies as st
 from jetbook.data.hdf5 import sample
 from jetbook.data.loaders import JetDL, jet_dls
 from jetbook.data.store import JetStore, SpareMemory, toy_jets
@@ -39,24 +38,25 @@ class Scale(RandomTransform):
         return x * self.drawn[0].view(-1, 1, 1, 1)
 
 
-def stores():
+def any_store(rng):
     "A store of any size, channels and towers: dark, sparse and full images, zeros and negative values among the entries"
-
-    def make(seed):
-        rng = np.random.default_rng(seed)
-        h, w = rng.integers(1, 5, 2) * 6
-        h = w if rng.random() < 0.5 else h
-        n, entries, up = int(rng.integers(1, 9)), {}, {}
-        for c in range(rng.integers(1, 4)):
-            up[f'c{c}'] = int(rng.choice([1, 2, 3, 6]))
-            cells = int(h * w) // up[f'c{c}'] ** 2
-            lit = rng.random((n, cells)) < rng.choice([0, 0.02, 0.3, 1], (n, 1))
-            jet, pixel = lit.nonzero()
-            v = rng.lognormal(-3, 2, len(jet)) * rng.choice([1, 1, 1, -1, 0], len(jet) if rng.random() < 0.5 else 1)
-            entries[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
-        return JetStore.from_entries(entries, int(h), int(w), up, dict(y=np.arange(n) % 2))
-
-    return st.integers(0, 2**32 - 1).map(make)
+    h, w = rng.integers(1, 5, 2) * 6
+    h = w if rng.random() < 0.5 else h
+    n, entries, up, corrections = int(rng.integers(1, 9)), {}, {}, {}
+    for c in range(rng.integers(1, 4)):
+        up[f'c{c}'] = int(rng.choice([1, 2, 3, 6]))
+        cells = int(h * w) // up[f'c{c}'] ** 2
+        lit = rng.random((n, cells)) < rng.choice([0, 0.02, 0.3, 1], (n, 1))
+        jet, pixel = lit.nonzero()
+        v = rng.lognormal(-3, 2, len(jet)) * rng.choice([1, 1, 1, -1, 0], len(jet) if rng.random() < 0.5 else 1)
+        entries[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
+        if rng.random() < 0.3:  # jets with pixels that differ from their towers
+            jet, pixel = (rng.random((n, h * w)) < rng.choice([0, 0.1, 1], (n, 1))).nonzero()
+            v = rng.choice([0, 0.5, 7, -1], len(jet))
+            corrections[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
+    return JetStore.from_entries(
+        entries, int(h), int(w), up, dict(y=np.arange(n) % 2), corrections=corrections
+    )
 
 
 def transforms(C, size):
@@ -71,13 +71,9 @@ def transforms(C, size):
         cut=lambda s: Translate(30, 30, wrap=False, step=3, seed=s), Negative=lambda s: Negative(), Noise=lambda s: Noise(), Scale=lambda s: Scale(seed=s))
 
 
-def same(a, b, ulps):
+def same(a, b, what):
     eq((a.shape, a.dtype), (b.shape, b.dtype))
-    if ulps == 0 or not a.is_floating_point():
-        assert torch.equal(a, b)
-    else:
-        close = (a - b).abs() <= ulps * torch.finfo(a.dtype).eps * torch.maximum(a.abs(), b.abs())
-        assert close.all(), (a - b).abs().max()
+    assert torch.equal(a, b), what
 
 
 def both(store, fs, split_idx, seed=3):
@@ -92,28 +88,29 @@ def both(store, fs, split_idx, seed=3):
             yield b[0], y, dl, dense
 
 
-@settings(max_examples=150, deadline=None)
-@given(stores(), st.data())
-def test_any_pipeline_on_any_store(store, data):
-    kinds = transforms(len(store.channels), max(store.height, store.width))
-    del kinds['power']  # torch does not give the same bits for the same numbers at the end of an array
-    names = data.draw(st.lists(st.sampled_from(sorted(kinds)), max_size=5))
-    padded = sum(k in ('Pad', 'Pad2', 'Resize') for k in names)
-    assume(padded < 2 and 'bytes' not in names[:-1])  # padding cannot shrink, and bytes cannot be transformed again
-    split_idx = data.draw(st.integers(0, 1))
-    ulps = 0 if {'Log1p', 'power', 'HistEq'} & set(names) else 0
-    for x, y, dl, dense in both(store, lambda s: [kinds[k](s) for k in names], split_idx):
-        same(x, y, ulps)
-        a, b = (getattr(o, 'undo', None) for o in (x, y))
-        eq(a and [(n, k) for n, k, _ in a], b and [(n, k) for n, k, _ in b])
-        for (_, _, p), (_, _, q) in zip(a or (), b or ()):
-            for o, r in zip(p, q):
-                same(torch.as_tensor(o), torch.as_tensor(r), ulps)
-        if 'Noise' not in names and 'Negative' not in names and 'Scale' not in names:
-            same(dl.decode((x,))[0], dense.decode(y).float(), 4 * ulps)
+@pytest.mark.parametrize('seeds', np.array_split(np.arange(400), 4))
+def test_any_pipeline_on_any_store(seeds):
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        store = any_store(rng)
+        kinds = transforms(len(store.channels), max(store.height, store.width))
+        del kinds['power']  # torch does not give the same bits for the same numbers at the end of an array
+        names = rng.choice(list(kinds), rng.integers(1, 6)).tolist()
+        sizes = [k for k in names if k in ('Pad', 'Pad2', 'Resize')]
+        names = [k for i, k in enumerate(names) if k not in sizes[1:] and (k != 'bytes' or i == len(names) - 1)]
+        made = lambda s: [kinds[k](s) for k in names]
+        for x, y, dl, dense in both(store, made, int(rng.random() < 0.2)):
+            same(x, y, names)
+            a, b = (getattr(o, 'undo', None) for o in (x, y))
+            eq(a and [(n, k) for n, k, _ in a], b and [(n, k) for n, k, _ in b])
+            for (_, _, p), (_, _, q) in zip(a or (), b or ()):
+                for o, r in zip(p, q):
+                    same(torch.as_tensor(o), torch.as_tensor(r), names)
+            if a is not None and not {'Negative', 'Noise', 'Scale'} & set(names):  # these cannot be undone
+                same(dl.decode((x,))[0], dense.decode(y).float(), names)
 
 
-@pytest.mark.parametrize('kind', ['qg', 'wqcd'])
+@pytest.mark.parametrize('kind', ['qg', 'tau', 'egamma', 'dark', 'wqcd'])
 def test_samples_bit_for_bit(kind):
     "Also where torch's last bit depends on the place in an array: the entries are computed in whole vectors"
     store = sample(kind)[:96]
@@ -123,7 +120,7 @@ def test_samples_bit_for_bit(kind):
         dl = JetDL(store, tfms=[kinds[k](1) for k in names], bs=32, split_idx=0)
         dense = Pipeline([kinds[k](1) for k in names], split_idx=0)
         for i, (x, y) in enumerate(dl):
-            same(x, dense(store.images(slice(32 * i, 32 * i + 32))), 0)
+            same(x, dense(store.images(slice(32 * i, 32 * i + 32))), names)
 
 
 class Moved(Flip):
@@ -147,7 +144,7 @@ class Wider(JetTransform):
 
 def test_which_transforms_act_on_entries():
     store = toy_jets(4)
-    e = lambda: store.batch_entries(np.arange(4))
+    e = lambda: store.batch_entries()
     can = [t for t in transforms(3, 125).items() if t[1](0).on_entries(e(), split_idx=0) is not None]
     eq({'bytes', 'Resize', 'any', 'Noise'}, set(transforms(3, 125)) - {k for k, _ in can})
     for t in (Moved(), Brighter(), Rotate(how='grid', step=90)):
@@ -156,11 +153,12 @@ def test_which_transforms_act_on_entries():
         Wider().on_entries(e())
     shifted = Translate().on_entries(e(), split_idx=0)
     assert Flip().on_entries(shifted, split_idx=0) is None  # of a block that was cut, a part would come back
+    assert Rotate(step=90).on_entries(shifted, split_idx=0) is None
     lifted = Negative().on_entries(e())
     assert Pad().on_entries(lifted) is None and Translate().on_entries(lifted, split_idx=0) is None  # 0 is not empty there
     assert Flip().on_entries(lifted, split_idx=0) is lifted
     twice = JetStore.from_entries(dict(a=([0, 2], [3, 3], [5.0, 1.0])), 5, 5)  # what is painted last stays
-    assert twice.batch_entries(np.array([0])) is None
+    assert twice.batch_entries([0]) is None
     eq(JetDL(twice, task='reconstruct', tfms=[MaxNorm()]).one_batch()[0].sum(), 1)
     with pytest.raises(ValueError, match='shrink'):
         jet_dls(toy_jets(40), tfms=[Pad(100)], bs=4).one_batch()
@@ -299,3 +297,17 @@ def test_torch_datasets_are_asked_for_batches():
         assert torch.equal(b['image'], store.images(idx))
         eq(b['y'].tolist(), store.columns['y'][idx].tolist())
     eq(sorted(store.__getitems__([1])[0]), sorted(store[1]))
+
+
+def test_a_file_that_is_cut_while_a_loader_reads_it(tmp_path):
+    store = toy_jets(40)
+    store.save(tmp_path / 's.h5')
+    mapped = JetStore(tmp_path / 's.h5', mmap=True)
+    dl = JetDL(mapped, tfms=[MinMax()], bs=8)
+    eq(dl.one_batch()[0], MinMax()(store.images(slice(8))))
+    with open(tmp_path / 's.h5', 'r+b') as f:
+        f.truncate(1000)
+    with pytest.raises(ValueError, match='was cut while in use'):
+        dl.one_batch()
+    with pytest.raises(IndexError):
+        store.batch_entries([40])
