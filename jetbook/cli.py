@@ -1127,7 +1127,7 @@ def _scan(a):
     "Score a store, keep the scores beside the jets, and draw the most anomalous"
     from jetbook.anomaly.methods import most_anomalous, scan, scan_notes
 
-    df = scan(a.run, _open(a.store), a.output, top=a.top, overwrite=a.overwrite)
+    df = scan(a.run, _open(a.store), a.output, top=a.top, overwrite=a.overwrite, progress=not a.quiet)
     if a.json:
         return _print_json(df.head(a.top))
     _print_table(most_anomalous(df, a.top))

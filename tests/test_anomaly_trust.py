@@ -164,8 +164,11 @@ def test_killed_at_every_file_it_still_arrives(jets, tmp_path, name, kwargs):
 
 
 def test_trainings_left_by_a_kill_after_the_end_go(jets, tmp_path):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
     with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(methods, '_remove_trainings', lambda folder: os.kill(os.getpid(), signal.SIGINT))
+        m.setattr(methods, '_remove_trainings', interrupted)
         fit_background('ae', jets, out=tmp_path, **AE)
     assert (tmp_path / 'training').exists() and (tmp_path / 'model.safetensors').exists()
     fit_background('ae', jets, out=tmp_path, **AE)

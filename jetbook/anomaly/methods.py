@@ -32,6 +32,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
 from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+from tqdm.auto import tqdm
 from .. import __version__
 from ..data.store import ALIASES, ConfigError, DataError, JetbookError, JetStore
 from jetbook.data.paths import (
@@ -171,10 +172,11 @@ class JetObservables(JetFeatures):
         X: JetStore,  # N jets
     ):  # float64 (N, number of columns)
         "The observables of all jets"
-        obs = observables(X)
-        if bad := [k for k in self.columns if k not in obs]:
-            raise ConfigError('No such observable', found=', '.join(map(str, bad)), expected=', '.join(obs))
-        return obs[list(self.columns)].to_numpy(np.float64)
+        columns = list(self.columns)
+        known = observables(X.select([]))
+        if bad := [k for k in columns if k not in known]:
+            raise ConfigError('No such observable', found=', '.join(map(str, bad)), expected=', '.join(known))
+        return observables(X, columns=columns)[columns].to_numpy(np.float64)
 
     def set_state(
         self,
@@ -233,11 +235,16 @@ def anomaly_score(
     store: JetStore,  # the jets
     idx=None,  # indices of the jets (N,), a slice or a mask; default: all
     step: int = 20_000,  # jets scored at a time, which bounds the memory
+    progress: bool = False,  # show a bar
 ):  # float64 (N,), higher = more anomalous
     "How unlike the background each jet is: minus scikit-learn's `score_samples`"
     jets = unlabelled(store if idx is None else store.select(idx))
-    starts = range(0, max(len(jets), 1), step)
-    score = -np.concatenate([method.score_samples(jets.select(slice(i, i + step))) for i in starts])
+    parts = []
+    with tqdm(total=len(jets), desc='score', unit='jets', disable=not progress) as bar:
+        for i in range(0, max(len(jets), 1), step):
+            parts.append(method.score_samples(jets.select(slice(i, i + step))))
+            bar.update(len(parts[-1]))
+    score = -np.concatenate(parts)
     if not np.isfinite(score).all():
         raise DataError(
             'Some scores are NaN or infinite',
@@ -945,10 +952,10 @@ def check_top(
         raise ConfigError('A scan cannot show that many jets', found=top, expected='1 to 100', do=do)
 
 # %% ../../nbs/06_anomaly.ipynb #c4928c4b
-def _score_columns(method, store):
+def _score_columns(method, store, progress=False):
     "Scores, and p-values of calibrated methods, as columns of the store"
     name = f'anomaly_{method_name(method)}'
-    cols = {name: anomaly_score(method, store)}
+    cols = {name: anomaly_score(method, store, progress=progress)}
     if getattr(method, 'held_out_', False):
         cols[f'{name}_p'] = p_values(method, cols[name])
     if taken := sorted(set(cols) & set(store.columns)):
@@ -987,6 +994,7 @@ def scan(
     picture: str | Path = None,  # PNG of the most anomalous jets; default: next to `out`
     top: int = 8,  # jets in it, 1 to 100
     overwrite: bool = True,  # may `out` and `picture` replace files?
+    progress: bool = False,  # show a bar
 ):  # pandas.DataFrame, one row per jet, most anomalous first: score, p (if calibrated), class (if labelled)
     "Score all jets of a store, save the scores with them, and draw the most anomalous"
     check_top(top)
@@ -995,7 +1003,7 @@ def scan(
     out, picture = _scan_outputs(store, out, picture, overwrite)
     if not len(store):
         raise DataError('There are no jets to score', found=store.source or 'an empty store')
-    cols = _score_columns(method, store)
+    cols = _score_columns(method, store, progress)
     if out is not None:
         store._replace(columns={**store.columns, **cols}, path=None, mmap=False).save(out)
     df = _scan_table(method, store, cols)

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 import jetbook.data.hdf5
-from .store import ConfigError, DataError, JetStore, join, show_jet
+from .store import Buffer, ConfigError, DataError, JetStore, join, show_jet
 
 # %% ../../nbs/00g_loaders.ipynb #78d0eaf5
 @dataclass(frozen=True, eq=False)
@@ -375,7 +375,7 @@ class Loan:
 
     def lend(
         self,
-        store: JetStore,  # where the jets are
+        store,  # where the jets are: a `JetStore`, or `Entries`
         idx: np.ndarray,  # indices of the jets, int64 (B,)
     ):  # float32 tensor (B, C, H, W)
         "Fill the buffer with jets `idx` and hand it out"
@@ -403,7 +403,7 @@ class BatchPool:
 
     def lend(
         self,
-        store: JetStore,  # where the jets are, in main memory
+        store,  # where the jets are: a `JetStore` in main memory, or `Entries`
         idx: np.ndarray,  # indices of the jets, int64 (B,)
         bs: int = None,  # size of a new buffer, if one must be made; default: as many as `idx`
     ):  # float32 tensor (B, C, H, W)
@@ -415,7 +415,7 @@ class BatchPool:
             )
             loan = next((l for l in fits if l.free), None)
             if loan is None:
-                loan = Loan(store.buffer(max(bs or 0, len(idx))))
+                loan = Loan(Buffer(max(bs or 0, len(idx)), *shape))
                 self.loans = [loan] + self.loans[: self.keep - 1]
             return loan.lend(store, idx)
 
@@ -593,7 +593,7 @@ class JetDL(StoreDL):
         channels=None,  # names of the channels wanted; default: all
         tfms=(),  # batch transforms, for `x`
         pool: BatchPool = None,  # batch memory, shared between loaders; default: a new one
-        reuse: bool = True,  # lend batches from the pool, or make each in fresh memory?
+        reuse: bool = True,  # lend batches from the pool, or make each with `store.images`?
         labels: bool = True,  # to classify: give labels, or images alone, to be scored?
         **kwargs,
     ):
@@ -643,14 +643,31 @@ def make(
     idx: np.ndarray,  # indices of the jets, int64 (B,)
 ):  # (x, y): float32 (B, C, H, W) and int64 (B,), or twice x
     "The images of jets `idx` after the transforms, and their target"
-    lend = self.reuse and self.dataset.device == 'cpu'
-    x = self.pool.lend(self.dataset, idx, min(self.bs, self.n)) if lend else self.dataset.images(idx)
-    if len(self.tfms.fs):
-        self.tfms.split_idx = self.split_idx
-        x = self.tfms(x)
+    entries, tfms = _on_entries(self.dataset, idx, list(self.tfms.fs), self.split_idx)
+    if not self.reuse or self.dataset.device != 'cpu':
+        x = self.dataset.images(idx) if entries is None else entries.images()
+    elif entries is None:
+        x = self.pool.lend(self.dataset, idx, min(self.bs, self.n))
+    else:
+        x = self.pool.lend(entries, entries.indices(), min(self.bs, self.n))
+    if hasattr(getattr(entries, 'values', None), 'undo'):
+        x.undo = entries.values.undo
+    for t in tfms:
+        x = t(x, split_idx=self.split_idx)
     if self.task == 'reconstruct':
         return x, x
     return (x,) if self.y is None else (x, torch.from_numpy(self.y[idx]).to(x.device))
+
+
+def _on_entries(store, idx, tfms, split_idx):
+    "`Entries` after as many of the transforms as act on them, or None; the other transforms"
+    entries = store.batch_entries(idx) if tfms and hasattr(tfms[0], 'on_entries') else None
+    done = 0
+    while entries is not None and done < len(tfms) and hasattr(tfms[done], 'on_entries'):
+        if tfms[done].on_entries(entries, split_idx) is None:
+            break
+        done += 1
+    return (entries if done else None), tfms[done:]
 
 # %% ../../nbs/00g_loaders.ipynb #5598219f
 def jet_dls(

@@ -11,7 +11,8 @@ __all__ = ['RINGS', 'ANGULARITIES', 'HARD', 'eta_phi', 'wrap_phi', 'particles', 
 import numpy as np
 import pandas as pd
 import torch
-from .store import check_cell, ConfigError, DataError, JetStore, njit, Ragged
+from tqdm.auto import tqdm
+from .store import check_cell, ConfigError, DataError, in_threads, JetStore, njit, Ragged
 
 # %% ../../nbs/00e_observables.ipynb #a7eeb355
 def eta_phi(
@@ -31,7 +32,11 @@ def wrap_phi(
     phi: np.ndarray,  # angle [rad]
 ):  # the same direction, between -pi and pi [rad]
     "Bring an angle into -pi to pi"
-    return (phi + np.pi) % (2 * np.pi) - np.pi
+    up = np.asarray(phi) + np.pi
+    outside = (up < 0) | (up >= 2 * np.pi)
+    if np.any(outside):  # the remainder is slow, and most angles need none
+        up = np.where(outside, up % (2 * np.pi), up)
+    return up - np.pi
 
 # %% ../../nbs/00e_observables.ipynb #ef0118ca
 def particles(
@@ -141,7 +146,10 @@ def jet_mass(
     p: Ragged,  # constituents of N jets
 ):  # float64 (N,), in the unit of pt
     "Invariant mass of each jet"
-    px, py, pz, e = four_momentum(p)
+    return _mass(*four_momentum(p))
+
+
+def _mass(px, py, pz, e):
     return np.sqrt(np.maximum(e**2 - px**2 - py**2 - pz**2, 0))
 
 # %% ../../nbs/00e_observables.ipynb #4bf1cd21
@@ -150,7 +158,10 @@ def jet_axis(
     pseudo: bool = False,  # pseudorapidity instead of rapidity?
 ):  # rapidity (N,) and phi (N,) [rad]; 0 for an empty jet
     "Rapidity and phi of the summed momentum of each jet"
-    px, py, pz, e = four_momentum(p)
+    return _direction(*four_momentum(p), pseudo)
+
+
+def _direction(px, py, pz, e, pseudo=False):
     y = np.arcsinh(_ratio(pz, np.hypot(px, py))) if pseudo else np.arctanh(_ratio(pz, e))
     return y, np.arctan2(py, px)
 
@@ -164,9 +175,11 @@ def multiplicity(
 # %% ../../nbs/00e_observables.ipynb #09837e03
 def girth(
     p: Ragged,  # constituents of N jets
+    axis: tuple = None,  # rapidity (N,) and phi (N,) [rad]; default: `jet_axis(p)`
 ):  # float64 (N,), in eta and phi
     "Mean distance of the momentum from the jet's axis"
-    return _ratio(_sum(p.pt * delta_r(p, *jet_axis(p)), p.offsets), _sum(p.pt, p.offsets))
+    axis = jet_axis(p) if axis is None else axis
+    return _ratio(_sum(p.pt * delta_r(p, *axis), p.offsets), _sum(p.pt, p.offsets))
 
 # %% ../../nbs/00e_observables.ipynb #56f4b83d
 def ptd(
@@ -197,10 +210,11 @@ def share_outside(
 # %% ../../nbs/00e_observables.ipynb #e605222d
 def eccentricity(
     p: Ragged,  # constituents of N jets
+    axis: tuple = None,  # rapidity (N,) and phi (N,) [rad]; default: `jet_axis(p)`
 ):  # float64 (N,), from 0 (round) to 1 (straight)
     "`1 - smaller/larger` eigenvalue of the pT-weighted covariance in (eta, phi)"
     total = _sum(p.pt, p.offsets)
-    eta, phi = jet_axis(p)
+    eta, phi = jet_axis(p) if axis is None else axis
     d = p.eta - eta[p.jet], wrap_phi(p.phi - phi[p.jet])
     mean = [_ratio(_sum(p.pt * o, p.offsets), total) for o in d]
     a, b, c = (
@@ -212,123 +226,233 @@ def eccentricity(
     return np.where(half + root > 1e-12, 1 - _ratio(half - root, half + root), 0.0)
 
 # %% ../../nbs/00e_observables.ipynb #45886b9f
+# a jet's constituents, by place, in three arrays; `x` float64:
+PX, PY, PZ, E, PT2, Y, PHI, DIST = range(
+    8
+)  # momentum, pT squared, rapidity, phi, squared distance to the neighbour
+# `link` int64: the constituent at a place, its neighbour, and by constituent: its place, and how often it changed,
+ID, NEAR, SEEN, PLACE, CHANGES = range(5)  # SEEN is the neighbour's CHANGES when it was found
+# `rough` float32: rapidity, phi, an upper limit of DIST, and squared distances to one constituent
+Y32, PHI32, LIMIT, APART = range(4)
+
+
 @njit(nogil=True, cache=True)
-def _neighbour(i, n, pt2, y, phi):
-    "Nearest neighbour of `i` in (y, phi) among the first `n`, the harder of two at equal distance; distance^2"
-    yi = y[i]
-    phii = phi[i]
+def _measure(s, n, rough):
+    "Rounded squared distances of the first `n` places to place `s`, which is infinitely far from itself"
+    turn = np.float32(2 * np.pi)
+    y = rough[Y32, s]
+    phi = rough[PHI32, s]
+    for t in range(n):
+        dy = rough[Y32, t] - y
+        dphi = abs(rough[PHI32, t] - phi)
+        dphi = dphi if dphi < turn - dphi else turn - dphi
+        rough[APART, t] = dy * dy + dphi * dphi
+    rough[APART, s] = np.inf
+
+
+@njit(nogil=True, cache=True)
+def _apart(s, t, x):
+    "The exact squared distance of two places"
+    dy = x[Y, s] - x[Y, t]
+    dphi = abs(x[PHI, s] - x[PHI, t])
+    dphi = min(dphi, 2 * np.pi - dphi)
+    return dy * dy + dphi * dphi
+
+
+@njit(nogil=True, cache=True)
+def _limit(d):
+    "A squared distance that the rounded one does not exceed"
+    return np.float32(d * 1.0002 + 2e-7)
+
+# %% ../../nbs/00e_observables.ipynb #b021cfab
+@njit(nogil=True, cache=True)
+def _neighbour(s, n, x, rough, is_near):
+    "Nearest neighbour of place `s` among the first `n`, the harder of two at equal distance; distance^2"
+    _measure(s, n, rough)
+    bits = rough[APART].view(np.int32)  # integers are ordered as the positive numbers they encode
+    least = bits[0]
+    for t in range(n):
+        least = min(least, bits[t])
+    limit = _limit(np.int32(least).view(np.float32))
+    for t in range(n):
+        is_near[t] = rough[APART, t] <= limit
     near = -1
     best = np.inf
     hard = 0.0
-    for j in range(n):
-        dy = yi - y[j]
-        dphi = abs(phii - phi[j])
-        if dphi > np.pi:
-            dphi = 2 * np.pi - dphi
-        d = dy * dy + dphi * dphi
-        if d < best * (1 + 1e-9) and j != i and (d < best * (1 - 1e-9) or pt2[j] > hard):
-            near = j
-            best = d
-            hard = pt2[j]
+    eight = is_near.view(np.int64)
+    for w in range((n + 7) // 8):
+        if eight[w] == 0:
+            continue
+        for t in range(8 * w, min(8 * w + 8, n)):
+            if is_near[t] and t != s:
+                d = _apart(s, t, x)
+                if d < best * (1 + 1e-9) and (d < best * (1 - 1e-9) or x[PT2, t] > hard):
+                    near = t
+                    best = d
+                    hard = x[PT2, t]
     return near, best
 
 # %% ../../nbs/00e_observables.ipynb #1a0fa548
 @njit(nogil=True, cache=True)
-def _derive(v, i, pt2, y, phi):
-    "pT squared, rapidity and phi of the four-momentum v[i]"
-    px, py, pz, e = v[i]
-    pt2[i] = px**2 + py**2
-    mt2 = pt2[i] + max(e**2 - pz**2 - pt2[i], 0.0)
-    y[i] = np.copysign(0.5 * np.log((e + abs(pz)) ** 2 / mt2) if mt2 > 0 else 0.0, pz)
-    phi[i] = np.arctan2(py, px)
+def _derive(s, x):
+    "pT squared, rapidity and phi of the four-momentum at place `s`"
+    px, py, pz, e = x[PX, s], x[PY, s], x[PZ, s], x[E, s]
+    x[PT2, s] = px**2 + py**2
+    mt2 = x[PT2, s] + max(e**2 - pz**2 - x[PT2, s], 0.0)
+    x[Y, s] = np.copysign(0.5 * np.log((e + abs(pz)) ** 2 / mt2) if mt2 > 0 else 0.0, pz)
+    x[PHI, s] = np.arctan2(py, px)
 
 
 @njit(nogil=True, cache=True)
-def _offer(j, n, pt2, y, phi, near, dist):
-    "Make `j` the neighbour of those it is nearest to"
-    for k in range(n):
-        dy = y[k] - y[j]
-        dphi = abs(phi[k] - phi[j])
-        if dphi > np.pi:
-            dphi = 2 * np.pi - dphi
-        d = dy * dy + dphi * dphi
-        if k != j and d < dist[k] * (1 + 1e-9) and (d < dist[k] * (1 - 1e-9) or pt2[j] > pt2[near[k]]):
-            near[k] = j
-            dist[k] = d
+def _rank(s, d, tree):
+    "Write `d` to leaf `s` of the tree"
+    t = len(tree) // 2 + s
+    tree[t] = d if d < np.inf else np.inf  # not NaN
+    while t > 1:
+        t //= 2
+        a = tree[2 * t]
+        b = tree[2 * t + 1]
+        tree[t] = a if a < b else b
 
 
 @njit(nogil=True, cache=True)
-def _remove(i, n, v, pt2, y, phi, near, dist):
-    "Take `i` from the first `n`: the last one takes its place, and neighbours of `i` are left without (-1)"
+def _first(tree):
+    "The first leaf with the smallest value"
+    half = len(tree) // 2
+    t = 1
+    while t < half:
+        t *= 2
+        if tree[t] != tree[t // 2]:
+            t += 1
+    return t - half
+
+
+@njit(nogil=True, cache=True)
+def _set_neighbour(s, t, d, R2, x, link, rough, tree):
+    "Make place `t` the neighbour of place `s`; -1: it has none"
+    link[NEAR, s] = link[ID, t] if t >= 0 else -1
+    link[SEEN, s] = link[CHANGES, link[ID, t]] if t >= 0 else 0
+    x[DIST, s] = d
+    rough[LIMIT, s] = _limit(d)
+    _rank(s, min(d, R2) * x[PT2, s], tree)
+
+
+@njit(nogil=True, cache=True)
+def _offer(s, n, R2, x, link, rough, is_near, tree):
+    "Make place `s` the neighbour of those it is nearest to"
+    _measure(s, n, rough)
+    for t in range(n):
+        is_near[t] = rough[APART, t] <= rough[LIMIT, t]
+    eight = is_near.view(np.int64)
+    for w in range((n + 7) // 8):
+        if eight[w] == 0:
+            continue
+        for t in range(8 * w, min(8 * w + 8, n)):
+            if is_near[t] and t != s:
+                d = _apart(t, s, x)
+                old = link[NEAR, t]
+                known = old >= 0 and link[SEEN, t] == link[CHANGES, old]
+                harder = known and x[PT2, s] > x[PT2, link[PLACE, old]]
+                if d < x[DIST, t] * (1 + 1e-9) and (d < x[DIST, t] * (1 - 1e-9) or harder):
+                    _set_neighbour(t, s, d, R2, x, link, rough, tree)
+
+
+@njit(nogil=True, cache=True)
+def _remove(s, n, x, link, rough, is_near, tree):
+    "Take place `s` from the first `n`: the last one moves there"
     n -= 1
-    v[i] = v[n]
-    pt2[i] = pt2[n]
-    y[i] = y[n]
-    phi[i] = phi[n]
-    near[i] = near[n]
-    dist[i] = dist[n]
-    for k in range(n):
-        if near[k] == i:
-            near[k] = -1
-        elif near[k] == n:
-            near[k] = i
+    link[CHANGES, link[ID, s]] += 1
+    for c in range(8):
+        x[c, s] = x[c, n]
+    for c in range(3):
+        link[c, s] = link[c, n]
+        rough[c, s] = rough[c, n]
+    link[PLACE, link[ID, s]] = s
+    is_near[n] = 0
+    half = len(tree) // 2
+    _rank(s, tree[half + n], tree)
+    _rank(n, np.inf, tree)
     return n
 
 # %% ../../nbs/00e_observables.ipynb #74410c28
 @njit(nogil=True, cache=True)
-def _merge(n, R2, v, pt2, y, phi, near, dist):
-    "One step of kT clustering of the first `n`: merge the closest pair, or drop what is closest to the beam"
-    best = np.inf
-    i = 0
-    for k in range(n):
-        d = min(dist[k], R2) * pt2[k]
-        if d < best:
-            best = d
-            i = k
-    j = -1
-    if dist[i] <= R2:
-        i, j = max(i, near[i]), min(i, near[i])
-        v[j] += v[i]
-        _derive(v, j, pt2, y, phi)
-    n = _remove(i, n, v, pt2, y, phi, near, dist)
-    for k in range(n):
-        if near[k] < 0 or near[k] == j or k == j:
-            near[k], dist[k] = _neighbour(k, n, pt2, y, phi)
-    if j >= 0:
-        _offer(j, n, pt2, y, phi, near, dist)
+def _merge(n, R2, x, link, rough, is_near, tree):
+    "One step of kT clustering of the first `n` places: merge the closest pair, or drop what is closest to the beam"
+    s = _first(tree)
+    while link[NEAR, s] >= 0 and link[SEEN, s] != link[CHANGES, link[NEAR, s]]:  # that neighbour is gone
+        t, d = _neighbour(s, n, x, rough, is_near)
+        _set_neighbour(s, t, d, R2, x, link, rough, tree)
+        s = _first(tree)
+    if x[DIST, s] > R2 or link[NEAR, s] < 0:
+        return _remove(s, n, x, link, rough, is_near, tree)
+    t = link[PLACE, link[NEAR, s]]
+    s, t = max(s, t), min(s, t)
+    for c in range(4):
+        x[c, t] += x[c, s]
+    link[CHANGES, link[ID, t]] += 1
+    n = _remove(s, n, x, link, rough, is_near, tree)
+    _derive(t, x)
+    rough[Y32, t] = x[Y, t]
+    rough[PHI32, t] = x[PHI, t]
+    _offer(t, n, R2, x, link, rough, is_near, tree)
+    near, d = _neighbour(t, n, x, rough, is_near)
+    _set_neighbour(t, near, d, R2, x, link, rough, tree)
     return n
 
 # %% ../../nbs/00e_observables.ipynb #58e6b955
 @njit(nogil=True, cache=True)
-def _load(pt, eta, phi, energy, v):
-    "Four-momenta v (n, 4) of constituents, massless if `energy` is empty"
+def _load(pt, eta, phi, energy, x, link, rough):
+    "Begin with the constituents of a jet, massless if `energy` is empty"
     for i in range(len(pt)):
-        v[i, 0] = pt[i] * np.cos(phi[i])
-        v[i, 1] = pt[i] * np.sin(phi[i])
-        v[i, 2] = pt[i] * np.sinh(eta[i])
-        v[i, 3] = energy[i] if len(energy) else pt[i] * np.cosh(eta[i])
+        x[PX, i] = pt[i] * np.cos(phi[i])
+        x[PY, i] = pt[i] * np.sin(phi[i])
+        x[PZ, i] = pt[i] * np.sinh(eta[i])
+        x[E, i] = energy[i] if len(energy) else pt[i] * np.cosh(eta[i])
+        _derive(i, x)
+        rough[Y32, i] = x[Y, i]
+        rough[PHI32, i] = x[PHI, i]
+        link[ID, i] = i
+        link[PLACE, i] = i
+        link[CHANGES, i] = 0
+
+
+@njit(nogil=True, cache=True)
+def _room(n):
+    "Memory for a jet of up to `n` constituents"
+    leaves = 1
+    while leaves < n:
+        leaves *= 2
+    is_near = np.zeros((n // 8 + 1) * 8, np.uint8)
+    return (
+        np.empty((8, n)),
+        np.empty((5, n), np.int64),
+        np.empty((4, n), np.float32),
+        is_near,
+        np.empty(2 * leaves),
+    )
 
 
 @njit(nogil=True, cache=True)
 def _axes(pt, eta, phi, energy, offsets, R2, pseudo, out):
     "out (N, K, K, 2): rapidity and phi of the k axes at each level k, NaN where there are fewer constituents"
+    x, link, rough, is_near, tree = _room(np.diff(offsets).max() if len(offsets) > 1 else 1)
     for b in range(len(offsets) - 1):
         own = slice(offsets[b], offsets[b + 1])
         n = offsets[b + 1] - offsets[b]
-        v, near, (pt2, y, f, dist) = np.empty((n, 4)), np.full(n, -1), np.empty((4, n))
-        _load(pt[own], eta[own], phi[own], energy[own], v)
-        for i in range(n):
-            _derive(v, i, pt2, y, f)
-        for i in range(n):
-            near[i], dist[i] = _neighbour(i, n, pt2, y, f)
+        _load(pt[own], eta[own], phi[own], energy[own], x, link, rough)
+        is_near[:] = 0
+        tree[:] = np.inf
+        for s in range(n):
+            t, d = _neighbour(s, n, x, rough, is_near)
+            _set_neighbour(s, t, d, R2, x, link, rough, tree)
         while n > 0:
             if n <= out.shape[1]:
-                for i in range(n):
-                    out[b, n - 1, i, 0] = np.arcsinh(v[i, 2] / np.sqrt(pt2[i])) if pseudo else y[i]
-                    out[b, n - 1, i, 1] = f[i]
+                for s in range(n):
+                    out[b, n - 1, s, 0] = np.arcsinh(x[PZ, s] / np.sqrt(x[PT2, s])) if pseudo else x[Y, s]
+                    out[b, n - 1, s, 1] = x[PHI, s]
             if n == 1:
                 break
-            n = _merge(n, R2, v, pt2, y, f, near, dist)
+            n = _merge(n, R2, x, link, rough, is_near, tree)
 
 
 def _flat(p):
@@ -378,30 +502,38 @@ def _tau(pt, eta, phi, offsets, axes, tau):
             for i in range(offsets[b], offsets[b + 1]):
                 best = np.inf
                 for k in range(m + 1):
-                    dphi = abs(phi[i] - axes[b, m, k, 1]) % (2 * np.pi)
-                    best = min(best, np.hypot(eta[i] - axes[b, m, k, 0], min(dphi, 2 * np.pi - dphi)))
-                tau[b, m] += pt[i] * best / total
+                    deta = eta[i] - axes[b, m, k, 0]
+                    dphi = abs(phi[i] - axes[b, m, k, 1])
+                    if dphi >= 2 * np.pi:
+                        dphi %= 2 * np.pi
+                    dphi = min(dphi, 2 * np.pi - dphi)
+                    best = min(best, deta * deta + dphi * dphi)
+                tau[b, m] += pt[i] * np.sqrt(best) / total
 
 # %% ../../nbs/00e_observables.ipynb #7985559e
-def _table(p, R0, radius):
-    tau = nsubjettiness(p, 3, R0)
-    return pd.DataFrame(
-        dict(
-            pt=jet_pt(p),
-            mass=jet_mass(p),
-            multiplicity=multiplicity(p),
-            girth=girth(p),
-            ptd=ptd(p),
-            leading_share=leading_share(p),
-            share_outside=share_outside(p, radius),
-            eccentricity=eccentricity(p),
-            tau_1=tau[:, 0],
-            tau_2=tau[:, 1],
-            tau_3=tau[:, 2],
-            tau_21=_ratio(tau[:, 1], tau[:, 0]),
-            tau_32=_ratio(tau[:, 2], tau[:, 1]),
-        )
+def _table(p, R0, radius, columns):
+    "The wanted columns, or all, as a dict; what several of them need is computed once"
+    total = four_momentum(p)
+    axis = _direction(*total)
+    tau = np.zeros((len(p), 3))
+    if columns is None or any(k.startswith('tau_') for k in columns):
+        tau = nsubjettiness(p, 3, R0)
+    make = dict(
+        pt=lambda: np.hypot(*total[:2]),
+        mass=lambda: _mass(*total),
+        multiplicity=lambda: multiplicity(p),
+        girth=lambda: girth(p, axis),
+        ptd=lambda: ptd(p),
+        leading_share=lambda: leading_share(p),
+        share_outside=lambda: share_outside(p, radius),
+        eccentricity=lambda: eccentricity(p, axis),
+        tau_1=lambda: tau[:, 0],
+        tau_2=lambda: tau[:, 1],
+        tau_3=lambda: tau[:, 2],
+        tau_21=lambda: _ratio(tau[:, 1], tau[:, 0]),
+        tau_32=lambda: _ratio(tau[:, 2], tau[:, 1]),
     )
+    return {k: f() for k, f in make.items() if columns is None or k in columns}
 
 # %% ../../nbs/00e_observables.ipynb #37872857
 def observables(
@@ -411,17 +543,27 @@ def observables(
     R0: float = 1.0,  # jet radius in the normalisation of N-subjettiness
     radius: float = 0.6,  # of the circle of `share_outside`, in eta and phi
     own: bool = False,  # add the jet's own `jet_pt` and `jet_mass` [GeV]?
-    chunk: int = 8192,  # jets done at a time
+    chunk: int = 1024,  # jets done at a time, by each of torch's threads
+    columns: list = None,  # names of the columns wanted, of which those of N-subjettiness are slow; default: all
+    progress: bool = False,  # show a bar
 ):  # pandas.DataFrame, one row per jet; pt and mass in the unit of the pixels
     "All observables of a store's jets"
-    if channels is not None:
-        store = store.select(channels=channels)
+    store = store.to('cpu').select(channels=channels)
     idx = np.arange(len(store)) if idx is None else np.arange(len(store))[idx]
+    counts = {f'n_{k}': np.diff(o)[idx] for k, (o, _, _) in store.entries.items()}
+    last = {**(counts if len(counts) > 1 else {}), **(_own(store, idx) if own else {})}
+
+    def _part(i):
+        return _table(particles(store, i), R0, radius, columns)
+
     starts = range(0, max(len(idx), 1), chunk)
-    parts = [_table(particles(store, idx[i : i + chunk]), R0, radius) for i in starts]
-    res = pd.concat(parts, ignore_index=True).set_axis(idx)
-    counts = {f'n_{k}': np.diff(o)[idx] for k, (o, _, _) in store.to('cpu').entries.items()}
-    return res.assign(**(counts if len(counts) > 1 else {}), **(_own(store, idx) if own else {}))
+    parts = []
+    with tqdm(total=len(idx), desc='observables', unit='jets', disable=not progress) as bar:
+        for part in in_threads(_part, (idx[i : i + chunk] for i in starts)):
+            parts.append(part)
+            bar.update(min(chunk, len(idx) - bar.n))
+    res = {**{k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, **last}
+    return pd.DataFrame({k: v for k, v in res.items() if columns is None or k in columns}, idx)
 
 
 def _own(store, idx):

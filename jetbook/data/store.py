@@ -6,8 +6,8 @@
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'machine_memory', 'native',
            'check_cell', 'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target',
-           'njit', 'kernel', 'Buffer', 'check_mapped', 'Ragged', 'join', 'jet_keys', 'show_jet', 'toy_jets',
-           'find_target']
+           'njit', 'kernel', 'in_threads', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries', 'Ragged', 'join',
+           'jet_keys', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import contextlib
@@ -18,8 +18,11 @@ import inspect
 import operator
 import os
 import re
+import threading
+import weakref
 import zlib
-from collections import namedtuple
+from collections import deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -176,6 +179,7 @@ class JetStore:
 
     origin = None  # the file the jets are from
     target = None  # a `Target`, where networks are not trained for the class
+    corrections = {}  # channel name -> offsets, pixel and value; only of channels that need them
     _cell = None
 
     @classmethod
@@ -189,6 +193,7 @@ class JetStore:
         source: str = '',  # where the jets are from
         layout: str = 'array',  # a key of `LAYOUTS`
         cell: float = None,  # width of a pixel in eta and phi; default: the layout's, for images of its size
+        corrections: dict = None,  # as `entries`, but pixel in the full grid: what differs from towers
     ):  # JetStore
         "A store from packed arrays"
         types = ('int64', 'uint16', 'float32')
@@ -197,6 +202,9 @@ class JetStore:
         self.width = width
         self.upsample = {k: int((upsample or {}).get(k, 1)) for k in entries}
         self.entries = {k: tuple(map(np.ascontiguousarray, e, types)) for k, e in entries.items()}
+        self.corrections = {
+            k: tuple(map(np.ascontiguousarray, e, types)) for k, e in (corrections or {}).items() if len(e[1])
+        }
         self.columns = {k: native(v) for k, v in (columns or {}).items()}
         self.source = printable(source)
         self.layout = layout
@@ -207,7 +215,11 @@ class JetStore:
         self.device = 'cpu'
         return self._validate()
 
-    def __init__(self, path, mmap=None):
+    def __init__(
+        self,
+        path,  # a packed store, `*.jets.h5`: str or Path
+        mmap=None,  # bool: map the file instead of reading it; default: when it is larger than 1 GB
+    ):
         import jetbook.data.hdf5  # defines the method that opens a file
 
         JetStore.__init__(self, path, mmap)
@@ -325,6 +337,10 @@ def _validate(self: JetStore):
             expected = f'a divisor of {self.height} and {self.width}'
             raise_store_error(f'{k}: towers do not tile the image', up, expected)
         _check_entries(k, n, self.height * self.width // up**2, o, p, v)
+    for k, e in self.corrections.items():
+        if k not in self.entries:
+            raise_store_error('Corrections of a channel that is not there', k, ', '.join(self.entries))
+        _check_entries(f'{k}/corrections', n, self.height * self.width, *e)
     check_columns(self.columns, n)
     return self
 
@@ -490,6 +506,31 @@ def kernel(
     first.options = options
     return first
 
+# %% ../../nbs/00_data.ipynb #71f1402a
+def in_threads(
+    f,  # a function of one item that releases Python's lock: numba kernels, NumPy, torch
+    items,  # any iterable
+):  # iterator of f(item), in order
+    "`f` of each item, several at a time"
+    import torch
+
+    n = torch.get_num_threads()
+    if n == 1:
+        yield from map(f, items)
+        return
+    waiting = deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            for item in items:
+                waiting.append(pool.submit(f, item))
+                if len(waiting) > n:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(n)
+
 # %% ../../nbs/00_data.ipynb #2402f657
 @kernel
 def _light(img, W, lo, hi, pixel, value, up, on):
@@ -524,19 +565,40 @@ def _prefetch(idx, o, p, v):
 
 
 @kernel
-def _repaint(out, c, W, idx0, o0, p0, v0, up0, idx, o, p, v, up):
-    "In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0` and light those of `idx`"
+def _repaint(out, c, W, wipe, idx0, o0, p0, v0, up0, idx, o, p, v, up):
+    """In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0`, or all pixels
+    (`wipe`), and light the entries of `idx`"""
     acc = np.float32(0)
-    for b in range(max(len(idx0), len(idx))):
+    for b in range(len(out) if wipe else max(len(idx0), len(idx))):
         if b % 8 == 0:
             acc += _prefetch(idx[b : b + 8], o, p, v)
-        if b < len(idx0):
+        if wipe:
+            out[b, c, :] = np.float32(0)
+        elif b < len(idx0):
             _light(out[b, c], W, o0[idx0[b]], o0[idx0[b] + 1], p0, v0, up0, False)
         if b < len(idx):
             _light(out[b, c], W, o[idx[b]], o[idx[b] + 1], p, v, up, True)
     return acc  # or the compiler would leave `_prefetch` out
 
 # %% ../../nbs/00_data.ipynb #dece95ca
+def _layers(store, idx):
+    "What lights the images of jets `idx`, channel by channel: the entries, and corrections where there are any"
+    layers = [[(idx, *e, store.upsample[k])] for k, e in store.entries.items()]
+    for k, e in store.corrections.items():
+        layers[store.channels.index(k)].append((idx, *e, 1))
+    return layers
+
+
+def _relayer(out, c, W, wipe, was, now):
+    "Clear the layers `was` of channel `c`, or all, and light the layers `now`, corrections first and last"
+    nothing = (now[0][0][:0], *now[0][1:])
+    for corrections in was[1:]:
+        _repaint(out, c, W, False, *corrections, *nothing)
+    _repaint(out, c, W, wipe, *was[0], *now[0])
+    for corrections in now[1:]:
+        _repaint(out, c, W, False, *nothing, *corrections)
+
+
 class Buffer:
     "A batch of images that is filled again and again; only what was lit is cleared"
 
@@ -546,10 +608,13 @@ class Buffer:
         channels: int,  # number of channels
         height: int,  # pixels
         width: int,  # pixels
+        array: np.ndarray = None,  # float32 memory of that shape to use, whatever it holds; default: new
     ):
-        self.array = np.zeros((bs, channels, height, width), np.float32)
+        shape = (bs, channels, height, width)
+        self.array = np.zeros(shape, np.float32) if array is None else array.reshape(shape)
+        self.background = np.zeros(shape[:2], np.float32)
         self.lit = None
-        self.dirty = False
+        self.dirty = array is not None
 
     @property
     def tensor(self):
@@ -570,27 +635,42 @@ class Buffer:
 
     def paint(
         self,
-        store: JetStore,  # where the jets are
+        store,  # where the jets are: a `JetStore`, or `Entries`, whose jets are all painted
         idx=None,  # indices of the jets (B,), a slice or a mask; default: all
     ):  # float32 array (B, C, H, W), valid until the next `fill`
-        "Clear what is lit, light the jets `idx`; a `dirty` buffer is zeroed first"
+        "Clear what is lit, light the jets `idx`; a `dirty` buffer is cleared whole"
         idx = store.indices(idx)
         size = (len(store.channels), store.height, store.width)
         if self.array.shape[1:] != size or len(self.array) < len(idx):
             do = 'make it with store.buffer(bs)'
             raise DataError('The buffer does not fit', self.array.shape, (len(idx), *size), do)
-        if self.dirty:
-            self.array[:] = 0
-            self.lit = None
-        new = [(idx, *e, store.upsample[k]) for k, e in store.entries.items()]
-        old = self.lit or [(idx[:0], *e) for _, *e in new]
         flat = self.array.reshape(*self.array.shape[:2], store.height * store.width)
+        moved = not isinstance(store, JetStore)
+        was_moved, old = self.lit or (moved, None)
+        wipe = self.dirty or was_moved != moved
         self.dirty = True
-        self.lit = new
-        for c, (a, b) in enumerate(zip(old, new)):
-            _repaint(flat, c, store.width, *a, *b)
+        paint = self._paint_entries if moved else self._paint_jets
+        self.lit = moved, paint(flat, store, idx, None if wipe else old, wipe)
         self.dirty = False
         return self.array[: len(idx)]
+
+    def _paint_jets(self, flat, store, idx, old, wipe):
+        "Paint jets as they are in the store; `old` is what the last call gave back"
+        new = _layers(store, idx)
+        for c, (was, now) in enumerate(zip(old or _layers(store, idx[:0]), new)):
+            _relayer(flat, c, store.width, wipe, was, now)
+        return new
+
+    def _paint_entries(self, flat, entries, idx, old, wipe):
+        "Paint entries where they are now, on their backgrounds; `old` is what the last call gave back"
+        zero = np.zeros_like(self.background) if wipe else self.background.copy()
+        zero[: len(idx)] = entries.background
+        fill = wipe | (zero.view(np.int32) != self.background.view(np.int32))
+        new = entries.blocks()
+        old = old or (new[0][:0], *new[1:])
+        _paint_blocks(flat, self.array.shape[-1], zero, fill, *old, *new)
+        self.background = zero
+        return new
 
 # %% ../../nbs/00_data.ipynb #58911fbd
 def _positions(offsets, idx):
@@ -610,8 +690,9 @@ def _images_torch(store, idx):
 
     C, H, W = len(store.channels), store.height, store.width
     out = torch.zeros(len(idx), C, H, W, device=idx.device)
-    for c, (k, (o, p, v)) in enumerate(store.entries.items()):
-        up = store.upsample[k]
+    layers = [(c, e, store.upsample[k]) for c, (k, e) in enumerate(store.entries.items())]
+    layers += [(store.channels.index(k), e, 1) for k, e in store.corrections.items()]
+    for c, (o, p, v), up in layers:
         row, pos = _positions(o, idx)
         r = p[pos].long() // (W // up) * up
         q = p[pos].long() % (W // up) * up
@@ -668,6 +749,58 @@ def indices(
         raise NoSuchJet('No jet of that index', found=int(idx[outside][0]), expected=expected)
     return np.ascontiguousarray(np.where(idx < 0, idx + n, idx), np.int64)
 
+# %% ../../nbs/00_data.ipynb #931674fb
+class SpareMemory:
+    "Memory of batches that nothing refers to any more, to be used again: at most `most` bytes in `n` blocks"
+
+    def __init__(
+        self,
+        most: int = 2**28,  # bytes to hold on to, in all; what is more is given back to the system
+        n: int = 8,  # blocks to hold on to, the latest
+    ):
+        self.most = most
+        self.n = n
+        self.clear()
+
+    def clear(self):
+        "Give back what is not in use"
+        self.lock = threading.Lock()
+        self.blocks = []
+
+    def take(
+        self,
+        shape: tuple,  # of the array wanted
+    ):  # (float32 array that nothing else refers to, has it been used before?)
+        "Memory for an array; it is spare again when the array and all that shares its memory are gone"
+        n = int(np.prod(shape))
+        if not 0 < 4 * n <= self.most:
+            return np.zeros(shape, np.float32), False
+        with self.lock:
+            old = next((b for b, ref in self.blocks if n <= b.size <= 2 * n and ref() is None), None)
+            block = np.zeros(n, np.float32) if old is None else old
+            array = block[:n].reshape(shape)
+            blocks = [(block, weakref.ref(array)), *((b, ref) for b, ref in self.blocks if b is not old)]
+            total = np.cumsum([b.nbytes for b, _ in blocks])
+            self.blocks = blocks[: min(self.n, int((total <= self.most).sum()))]
+        return array, old is not None
+
+
+_spare = SpareMemory()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_spare.clear)
+
+
+def _own_images(store, idx):
+    "The images of jets `idx` as a tensor that shares its memory with no other"
+    import torch
+
+    shape = (len(idx), len(store.channels), store.height, store.width)
+    array, used = _spare.take(shape)
+    buffer = Buffer(*shape, array)
+    buffer.dirty = used
+    buffer.paint(store, idx)
+    return torch.from_numpy(array)
+
 # %% ../../nbs/00_data.ipynb #2a1de5f8
 @patch
 def buffer(
@@ -682,13 +815,13 @@ def buffer(
 def images(
     self: JetStore,
     idx=None,  # indices of the jets (B,), a slice or a mask; default: all
-    out: Buffer = None,  # a `buffer` to reuse; default: a fresh tensor
+    out: Buffer = None,  # a `buffer` to reuse; default: a tensor of its own
     device=None,  # where the images are wanted; default: where the store is
 ):  # float32 tensor (B, C, H, W)
     "The dense images of jets `idx`, bit for bit what the source held"
     idx = self.indices(idx)
     if self.device == 'cpu':
-        x = (self.buffer(len(idx)) if out is None else out).fill(self, idx)
+        x = _own_images(self, idx) if out is None else out.fill(self, idx)
     elif out is not None:
         found = f'a store on {self.device}'
         raise DataError('A buffer is for a store in main memory', found=found, do='call images without `out`')
@@ -697,6 +830,192 @@ def images(
 
         x = _images_torch(self, torch.as_tensor(idx, device=self.device))
     return x if device is None else x.to(device)
+
+# %% ../../nbs/00_data.ipynb #0e19c12e
+@kernel
+def _spread(at, idx, offsets, pixel, value, up, grid, values, row, col):
+    """Values and first pixels (row, column) of the blocks of jets `idx`, in the rows `at` of arrays (B, n),
+    padded with the empty pixel; do the pixels of each jet rise?"""
+    rising = True
+    gw = np.uint32(grid[1])
+    for j in range(len(idx)):
+        b = at[j]
+        lo = offsets[idx[j]]
+        n = offsets[idx[j] + 1] - lo
+        for k in range(n):
+            p = np.uint32(pixel[lo + k])
+            r = p // gw
+            values[b, k] = value[lo + k]
+            row[b, k] = r * up
+            col[b, k] = (p - r * gw) * up
+            rising &= k == 0 or p > pixel[lo + k - 1]
+        values[b, n:] = np.float32(0) if n < grid[0] * grid[1] else values[b, n - 1]
+    return rising
+
+
+@kernel
+def _blocks(img, W, row, col, value, up, clear, z, top, left, h, w, wrap):
+    "Give blocks of `up` x `up` pixels from (row, col) on their value, or `z` (`clear`), within the window"
+    if up == 1:
+        for k in range(len(row)):
+            i = np.int64(row[k])
+            j = np.int64(col[k])
+            j = (j - left) % w + left if wrap else j
+            if top <= i < top + h and left <= j < left + w:
+                img[np.uint64(i * W + j)] = z if clear else value[k]
+        return
+    for k in range(len(row)):
+        i = np.int64(row[k])
+        j = np.int64(col[k])
+        v = z if clear else value[k]
+        if i >= top and i + up <= top + h and j >= left and j + up <= left + w:
+            first = np.uint64(i * W + j)
+            if up == 5:  # a constant the compiler can unroll
+                for a in range(5):
+                    for b in range(5):
+                        img[first + np.uint64(a * W + b)] = v
+            else:
+                for a in range(up):
+                    for b in range(up):
+                        img[first + np.uint64(a * W + b)] = v
+        else:
+            for a in range(max(i, top), min(i + up, top + h)):
+                for b in range(j, j + up):
+                    c = (b - left) % w + left if wrap else b
+                    if left <= c < left + w:
+                        img[a * W + c] = v
+
+
+@kernel
+def _paint_blocks(out, W, zero, fill, n0, row0, col0, v0, up0, win0, n, row, col, v, up, win):
+    """In the batch `out` (B, C, H*W), clear the blocks of the last batch (n0, row0, ...) to the background
+    `zero` (B, C), or all pixels where that is another (`fill`), and paint those of the new (n, row, ...)"""
+    for b in range(len(out)):
+        for c in range(out.shape[1]):
+            img = out[b, c]
+            z = zero[b, c]
+            if fill[b, c]:
+                img[:] = z
+            elif b < len(n0):
+                k = n0[b, c]
+                _blocks(img, W, row0[b, c, :k], col0[b, c, :k], v0[b, c, 0, :k], up0[b, c], True, z, *win0)
+            if b < len(n):
+                k = n[b, c]
+                _blocks(img, W, row[b, c, :k], col[b, c, :k], v[b, c, 0, :k], up[b, c], False, z, *win)
+
+# %% ../../nbs/00_data.ipynb #67684458
+def _grains(store, idx):
+    "Channel by channel, which jets of the batch have which entries: those with corrections, pixel by pixel"
+    for c, (k, e) in enumerate(store.entries.items()):
+        odd = np.zeros(len(idx), bool)
+        if k in store.corrections:
+            offsets = store.corrections[k][0]
+            odd = offsets[idx + 1] > offsets[idx]
+        at = np.flatnonzero(~odd)
+        yield c, at, idx[at], *e, store.upsample[k]
+        if odd.any():
+            x = store.images(idx[odd])[:, c].flatten(1).numpy()
+            jet, pixel = x.nonzero()
+            offsets = np.searchsorted(jet, np.arange(len(x) + 1))
+            yield (
+                c,
+                np.flatnonzero(odd),
+                np.arange(len(x)),
+                offsets,
+                pixel.astype(np.uint16),
+                x[jet, pixel],
+                1,
+            )
+
+
+class Entries:
+    "The entries of a batch of B jets in C channels, which transforms may change before there are images"
+
+    def __init__(
+        self,
+        store: JetStore,  # in main memory
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
+    ):
+        import torch
+
+        self.channels = store.channels
+        self.height = store.height  # pixels, of the image that the entries will be painted in
+        self.width = store.width
+        self.up = np.empty((len(idx), len(self.channels)), np.int64)  # sides of the blocks, in pixels
+        self.counts = np.empty_like(self.up)  # entries
+        self.window = None  # (top, left, height, width, wrap) outside of which blocks are cut off
+        layers = list(_grains(store, idx))
+        for c, at, jets, offsets, _, _, up in layers:
+            self.up[at, c] = up
+            self.counts[at, c] = offsets[jets + 1] - offsets[jets]
+        dark = self.counts * self.up**2 < store.height * store.width
+        self.dark = torch.from_numpy(dark)  # bool (B, C): has the image empty pixels?
+        self._gather(layers)
+
+    def _gather(self, layers):
+        import torch
+
+        # whole vectors: torch computes what remains with other instructions, which may differ in the last bit
+        n = (int(self.counts.max(initial=0)) // 32 + 1) * 32
+        values = np.empty((*self.counts.shape, 1, n), np.float32)
+        # padding lies at (0, 0): what shifts it out of the image lets empty pixels in
+        row, col = np.zeros((2, *self.counts.shape, n), np.int32)
+        self.rising = True
+        for c, at, jets, offsets, pixel, value, up in layers:
+            arrays = (values[:, c, 0], row[:, c], col[:, c])
+            grid = (self.height // up, self.width // up)
+            self.rising &= _spread(at, jets, offsets, pixel, value, up, grid, *arrays)
+        self.values = torch.from_numpy(values)  # float32 (B, C, 1, n); the last column is the background
+        self.row = torch.from_numpy(row)  # int32 (B, C, n), of the first pixel of each block
+        self.col = torch.from_numpy(col)
+
+    def __len__(self):
+        return len(self.counts)
+
+    def indices(
+        self,
+        idx=None,  # ignored: all jets of the batch are wanted
+    ):  # int64 (B,)
+        "Indices of the jets, within the batch"
+        return np.arange(len(self))
+
+    @property
+    def background(self):
+        "Value of the empty pixels, float32 (B, C)"
+        return self.values[:, :, 0, -1].numpy()
+
+    @property
+    def zero(self):
+        "Are all empty pixels zero?"
+        return bool(((self.values[:, :, 0, -1] == 0) | ~self.dark).all())
+
+    def darken(
+        self,
+        jets=slice(None),  # which jets, (B,) bool
+    ):
+        "Empty pixels, of value 0, come into the images"
+        self.values[jets, :, :, -1] = 0
+        self.dark[jets] = True
+
+    def blocks(self):
+        "What a buffer paints: counts, rows, columns, values, sides of the blocks, window"
+        window = self.window or (0, 0, self.height, self.width, False)
+        arrays = (o.contiguous().numpy() for o in (self.row, self.col, self.values))
+        return (self.counts, *arrays, self.up, window)
+
+    def images(self):  # float32 tensor (B, C, H, W)
+        "The dense images, in memory of their own"
+        return _own_images(self, self.indices())
+
+
+@patch
+def batch_entries(
+    self: JetStore,
+    idx=None,  # indices of the jets (B,), a slice or a mask; default: all
+):  # Entries; None where they are not in main memory, or in an order in which pixels might repeat
+    "The entries of jets `idx`, for transforms"
+    e = Entries(self, self.indices(idx)) if self.device == 'cpu' else None
+    return e if e is not None and e.rising else None
 
 # %% ../../nbs/00_data.ipynb #a7fad7c2
 @patch
@@ -712,21 +1031,23 @@ def to(
     device = str(torch.device(device))
     origin = self.origin and self.origin._replace(mapped=False)
     new = self._replace(device=device, path=None, mmap=False, origin=origin)
-    if device == 'cpu':
-        new.entries = {k: tuple(a.cpu().numpy() for a in e) for k, e in self.entries.items()}
-        new.entries = {k: (o, p.astype(np.uint16), v) for k, (o, p, v) in new.entries.items()}
-    else:
-        new.entries = {
-            k: tuple(torch.as_tensor(a).to(device) for a in (o, p.astype(np.int32), v))
-            for k, (o, p, v) in self.entries.items()
-        }
+
+    def _moved(offsets, pixel, value):
+        if device == 'cpu':
+            return offsets.cpu().numpy(), pixel.cpu().numpy().astype(np.uint16), value.cpu().numpy()
+        arrays = (offsets, pixel.astype(np.int32), value)
+        return tuple(torch.as_tensor(a).to(device) for a in arrays)
+
+    new.entries = {k: _moved(*e) for k, e in self.entries.items()}
+    new.corrections = {k: _moved(*e) for k, e in self.corrections.items()}
     return new
 
 
 @patch
 def _replace(self: JetStore, **kwargs):
     new = JetStore.__new__(JetStore)
-    new.__dict__.update({**self.__dict__, **kwargs})
+    own = {k: v for k, v in self.__dict__.items() if k != 'corrections' or 'entries' not in kwargs}
+    new.__dict__.update({**own, **kwargs})  # new entries come without the old ones' corrections
     return new
 
 # %% ../../nbs/00_data.ipynb #e94f9517
@@ -858,8 +1179,11 @@ def select(
     if missing := set(names) - set(self.channels):
         found = ', '.join(sorted(missing))
         raise DataError('No channel of that name', found, f'some of {", ".join(self.channels)}')
-    entries = {k: self.entries[k] for k in names}
-    new = self._replace(entries=entries, upsample={k: self.upsample[k] for k in names})
+    new = self._replace(
+        entries={k: self.entries[k] for k in names},
+        upsample={k: self.upsample[k] for k in names},
+        corrections={k: e for k, e in self.corrections.items() if k in names},
+    )
     if tuple(names) != self.channels:
         new.path = None
         new.mmap = False
@@ -880,16 +1204,25 @@ def join(
             if found != expected:
                 do = 'pack the files in the same way (channels, towers)'
                 raise DataError(f'Stores of different {what} cannot be joined', found, expected, do)
-    entries = {}
-    for k in a.channels:
-        offsets, pixel, value = zip(*(s.entries[k] for s in stores))
-        starts = np.cumsum([0, *(o[-1] for o in offsets)])
-        offsets = np.concatenate([[0], *(o[1:] + first for o, first in zip(offsets, starts))])
-        entries[k] = (offsets, np.concatenate(pixel), np.concatenate(value))
+    entries = {k: _joined([s.entries[k] for s in stores]) for k in a.channels}
+    none = (np.empty(0, np.uint16), np.empty(0, np.float32))
+    corrections = {
+        k: _joined([s.corrections.get(k, (np.zeros(len(s) + 1, np.int64), *none)) for s in stores])
+        for k in a.channels
+    }
     common = [k for k in a.columns if all(k in s.columns for s in stores)]
     columns = {k: np.concatenate([s.columns[k] for s in stores]) for k in common}
     source = ' + '.join(dict.fromkeys(s.source for s in stores))
-    return JetStore.from_entries(entries, a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
+    facts = (a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
+    return JetStore.from_entries(entries, *facts, corrections)
+
+
+def _joined(entries):
+    "Entries of a channel of several stores, end to end"
+    offsets, pixel, value = zip(*entries)
+    starts = np.cumsum([0, *(o[-1] for o in offsets)])
+    offsets = np.concatenate([[0], *(o[1:] + first for o, first in zip(offsets, starts))])
+    return offsets, np.concatenate(pixel), np.concatenate(value)
 
 
 def _take(entries, idx):
@@ -908,12 +1241,27 @@ def _take(entries, idx):
 
 @patch
 def _pick(self: JetStore, idx):
-    entries = {k: _take(e, idx) for k, e in self.entries.items()}
-    columns = {k: v[idx] for k, v in self.columns.items()}
-    origin = self.origin and self.origin._replace(mapped=False)
-    return self._replace(entries=entries, columns=columns, path=None, mmap=False, origin=origin)
+    return self._replace(
+        entries={k: _take(e, idx) for k, e in self.entries.items()},
+        corrections={k: t for k, e in self.corrections.items() if len((t := _take(e, idx))[1])},
+        columns={k: v[idx] for k, v in self.columns.items()},
+        path=None,
+        mmap=False,
+        origin=self.origin and self.origin._replace(mapped=False),
+    )
 
 # %% ../../nbs/00_data.ipynb #0caeec5f
+@patch
+def __getitems__(
+    self: JetStore,
+    idx,  # indices of jets (B,)
+):  # list of B dicts
+    "Several jets, each as a dict as `store[i]` gives it: what torch's `DataLoader` asks for"
+    idx = self.indices(idx)
+    columns = {k: v[idx].tolist() for k, v in self.columns.items() if k != 'image'}
+    return [dict(zip(('image', *columns), jet)) for jet in zip(self.images(idx), *columns.values())]
+
+
 @patch
 def __getitem__(
     self: JetStore,
@@ -956,8 +1304,11 @@ def jet_keys(
     "A number for each jet that follows from its entries, whatever their order and the columns"
     s = store.to('cpu')
     keys = np.zeros(len(s), np.uint64)
-    for name, (offsets, pixel, value) in s.entries.items():
-        grid = f'{name} {s.height}x{s.width} {s.upsample[name]}'
+    arrays = [(name, *e) for name, e in s.entries.items()]
+    arrays += [(name, *e) for name, e in s.corrections.items()]
+    for i, (name, offsets, pixel, value) in enumerate(arrays):
+        kind = s.upsample[name] if i < len(s.entries) else 'corrections'
+        grid = f'{name} {s.height}x{s.width} {kind}'
         _add_hashes(offsets, pixel, value.view(np.uint32), np.uint64(zlib.crc32(grid.encode())), keys)
     return keys
 
@@ -972,8 +1323,9 @@ def twins(self: JetStore):  # int64 (N,): index of the first jet with the same e
 # %% ../../nbs/00_data.ipynb #7ab1befa
 @patch(as_prop=True)
 def nbytes(self: JetStore):
-    "Bytes of the entries and columns in memory"
-    arrays = [a for e in self.entries.values() for a in e] + list(self.columns.values())
+    "Bytes of the entries, corrections and columns in memory"
+    packed = [*self.entries.values(), *self.corrections.values()]
+    arrays = [a for e in packed for a in e] + list(self.columns.values())
     return sum(a.nbytes for a in arrays)
 
 
@@ -982,6 +1334,8 @@ def _channel_facts(store, name, total):
     _, pixel, value = store.entries[name]
     up = store.upsample[name]
     n = max(len(store), 1)
+    corrections = [e[2] for e in [store.corrections.get(name)] if e]
+    more = dict(corrections_per_jet=sum(map(len, corrections)) / n) if store.corrections else {}
     return dict(
         grid=f'{store.height // up}x{store.width // up}',
         upsample=up,
@@ -989,7 +1343,8 @@ def _channel_facts(store, name, total):
         lit_pixels_per_jet=len(pixel) * up**2 / n,
         mean_pixel=total[name] / n / store.height / store.width,
         share=total[name] / (sum(total.values()) or 1),
-        max_pixel=float(value.max()) if len(value) else 0.0,
+        max_pixel=max((float(v.max()) for v in (value, *corrections) if len(v)), default=0.0),
+        **more,
     )
 
 
@@ -1005,7 +1360,10 @@ def summary(self: JetStore):  # pandas.DataFrame, one row per channel
 # %% ../../nbs/00_data.ipynb #82e58f52
 @patch
 def __repr__(self: JetStore):
-    towers = {k: f' ({u}x{u} towers)' if u > 1 else '' for k, u in self.upsample.items()}
+    odd = {
+        k: f', {int((o[1:] > o[:-1]).sum()):,} jets corrected' for k, (o, _, _) in self.corrections.items()
+    }
+    towers = {k: f' ({u}x{u} towers{odd.get(k, "")})' if u > 1 else '' for k, u in self.upsample.items()}
     dense = 4 * len(self) * len(self.channels) * self.height * self.width
     size = f'{self.nbytes / 1e6:.1f} MB, {self.nbytes / max(len(self), 1):.0f} bytes a jet'
     factor = f'smaller than dense float32 by a factor of {dense / max(self.nbytes, 1):.0f}'

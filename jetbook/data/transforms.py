@@ -57,6 +57,7 @@ class JetTransform(Transform):
     "Base of the batch transforms: acts on every image tensor (B, C, H, W) of a batch and leaves labels alone"
 
     keeps = False  # does decoding need parameters of the batch?
+    by_pixel = False  # does it act on each pixel by itself, or with minima and maxima of whole images?
 
     def __call__(
         self,
@@ -71,6 +72,29 @@ class JetTransform(Transform):
         split_idx: int = None,  # as in the call
     ):  # the same with its images transformed back
         return self._each(super().decode, b, split_idx)
+
+    def on_entries(
+        self,
+        entries,  # `Entries` of a batch
+        split_idx: int = None,  # as in the call
+    ):  # the same with the transform applied; None if it needs all pixels
+        "Transform a batch before its images are made"
+        if not (self.by_pixel and self._goes_with_encodes('by_pixel')):
+            return None
+        x = entries.values
+        y = self(x, split_idx=split_idx)
+        if y.shape != x.shape or y.dtype != x.dtype:
+            expected = 'float32 of the same shape, as each pixel is transformed by itself'
+            raise DataError(f'{type(self).__name__} is not by_pixel', f'{y.dtype} {tuple(y.shape)}', expected)
+        entries.values = y
+        return entries
+
+    def _goes_with_encodes(self, name):
+        "Is `name` of the class that `encodes` is of, or of a subclass? Else `encodes` may be another by now"
+        own, encodes = (
+            next(c for c in type(self).__mro__ if k in vars(c) or c is object) for k in (name, 'encodes')
+        )
+        return issubclass(own, encodes)
 
     def _each(self, f, b, split_idx):
         if _is_images(b):
@@ -115,6 +139,7 @@ class MinMax(JetTransform):
     "Each image to [0, 1]: `(x-min)/(max-min+eps)`"
 
     keeps = True
+    by_pixel = True
 
     def __init__(
         self,
@@ -141,6 +166,7 @@ class MaxNorm(JetTransform):
     "Divide by the largest absolute pixel: of each jet or channel, or a fixed `top` for all jets"
 
     keeps = True
+    by_pixel = True
 
     def __init__(
         self,
@@ -202,6 +228,8 @@ def _evenly(store, n):
 class Standardise(JetTransform):
     "`(x-mean)/std`, with `clip0` negative results set to 0 (empty pixels then are 0 again)"
 
+    by_pixel = True
+
     def __init__(
         self,
         mean,  # of all pixels: one number, or C numbers
@@ -237,6 +265,8 @@ class Standardise(JetTransform):
 class Log1p(JetTransform):
     "`log(1 + scale*|x|)` with the sign of `x`"
 
+    by_pixel = True
+
     def __init__(
         self,
         scale: float = 1000.0,  # pixels below 1/scale stay linear; 1000 suits the CMS file, whose jets sum to ~2.5
@@ -255,6 +285,8 @@ class Log1p(JetTransform):
 # %% ../../nbs/00f_transforms.ipynb #4182becf
 class Power(JetTransform):
     "`|x|**gamma` with the sign of `x`"
+
+    by_pixel = True
 
     def __init__(
         self,
@@ -280,6 +312,8 @@ def _interp(v, xs, ys):
 # %% ../../nbs/00f_transforms.ipynb #078ce620
 class HistEq(JetTransform):
     "Lit pixels to their rank in (0, 1] among the lit pixels of their channel; zero stays zero"
+
+    by_pixel = True
 
     def __init__(
         self,
@@ -339,6 +373,8 @@ class HistEq(JetTransform):
 class Uint8(JetTransform):
     "Quantise [0, `top`] to 256 levels; the error is at most `top/510`"
 
+    by_pixel = True
+
     def __init__(
         self,
         top: float = 1.0,  # the value of code 255
@@ -349,6 +385,14 @@ class Uint8(JetTransform):
             raise ConfigError('top must be positive', found=top)
         self.top = top
         self.as_bytes = as_bytes
+
+    def on_entries(
+        self,
+        entries,  # `Entries` of a batch
+        split_idx: int = None,  # as in the call
+    ):  # the same with the transform applied; None for bytes
+        "As all; bytes are made of the dense images"
+        return None if self.as_bytes else super().on_entries(entries, split_idx)
 
     def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
         code = (x * (255 / self.top)).round().clamp(0, 255)
@@ -370,19 +414,43 @@ class Pad(JetTransform):
         super().__init__()
         self.size = size
 
-    def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
-        h, w = x.shape[-2:]
+    def _place(self, h, w):
+        "Where an image of `h` x `w` begins in the padded one"
         if max(h, w) > self.size:
             raise ConfigError(
                 'Padding cannot shrink an image',
                 found=f'{h}x{w}',
                 expected=f'at most {self.size}x{self.size}',
             )
-        top = (self.size - h) // 2
-        left = (self.size - w) // 2
+        return (self.size - h) // 2, (self.size - w) // 2
+
+    def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
+        h, w = x.shape[-2:]
+        top, left = self._place(h, w)
         return _push(
             F.pad(x, (left, self.size - w - left, top, self.size - h - top)), x, 'Pad', top, left, h, w
         )
+
+    def on_entries(
+        self,
+        entries,  # `Entries` of a batch
+        split_idx: int = None,  # as in the call
+    ):  # the same with the transform applied; None if it needs all pixels
+        "Move the entries; where empty pixels are not 0, the new ones would be others"
+        h, w = entries.height, entries.width
+        top, left = self._place(h, w)
+        if not (entries.zero and self._goes_with_encodes('on_entries')):
+            return None
+        entries.row += top
+        entries.col += left
+        if entries.window:
+            i, j, *size = entries.window
+            entries.window = (i + top, j + left, *size)
+        entries.height = entries.width = self.size
+        if min(h, w) < self.size:
+            entries.darken()
+        _push(entries.values, entries.values, 'Pad', top, left, h, w)
+        return entries
 
     def decodes(self, x: torch.Tensor):  # transformed images (B, C, H, W)
         top, left, h, w = _pop(x, 'Pad')
@@ -441,6 +509,36 @@ class RandomTransform(JetTransform):
         "Random numbers for a batch, given to `encodes` as `self.drawn`"
         raise NotImplementedError
 
+    def moves(
+        self,
+        entries,  # `Entries` of a batch
+    ):  # bool
+        "Can `move` do to these entries what `encodes` does to their images?"
+        return True
+
+    def move(
+        self,
+        entries,  # `Entries` of a batch, changed in place
+    ):
+        "Move blocks of pixels by `self.drawn`"
+        raise NotImplementedError
+
+    def on_entries(
+        self,
+        entries,  # `Entries` of a batch
+        split_idx: int = None,  # as in the call
+    ):  # the same with the transform applied; None if it needs all pixels
+        "Draw, and move the blocks of pixels, or what else can be done to the entries"
+        if split_idx != 0:
+            return entries
+        if not (self._goes_with_encodes('move') and self.moves(entries)):
+            return super().on_entries(entries, split_idx)
+        self.drawn = self.draw(entries.values)
+        undo = getattr(entries.values, 'undo', ())
+        self.move(entries)
+        entries.values.undo = undo
+        return entries
+
     def _uniform(self, n):
         return torch.rand(n, generator=self.gen)
 
@@ -469,6 +567,23 @@ class Flip(RandomTransform):
         for mirror, dim in zip(self.drawn, (-2, -1)):
             x = torch.where(mirror[:, None, None, None], x.flip(dim), x)
         return x
+
+    def moves(
+        self,
+        entries,  # `Entries` of a batch
+    ):  # bool
+        "Yes, unless a block may have been cut off"
+        return entries.window is None
+
+    def move(
+        self,
+        entries,  # `Entries` of a batch, changed in place
+    ):
+        "Mirror the blocks"
+        eta, phi = (mirror[:, None, None] for mirror in self.drawn)
+        up = torch.from_numpy(entries.up).int()[..., None]
+        entries.row = torch.where(eta, entries.height - up - entries.row, entries.row)
+        entries.col = torch.where(phi, entries.width - up - entries.col, entries.col)
 
 # %% ../../nbs/00f_transforms.ipynb #27526553
 def _move(x, to):
@@ -512,6 +627,28 @@ class Rotate(RandomTransform):
     def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
         (angle,) = self.drawn
         return (_turn_move if self.how == 'move' else _turn_grid)(x, angle.cos(), angle.sin())
+
+    def moves(
+        self,
+        entries,  # `Entries` of a batch
+    ):  # bool
+        "Quarter turns of square images, empty pixels of which are 0"
+        quarters = self.how == 'move' and self.step is not None and self.step % 90 == 0
+        return quarters and entries.height == entries.width and entries.window is None and entries.zero
+
+    def move(
+        self,
+        entries,  # `Entries` of a batch, changed in place
+    ):
+        "Turn each block about the centre of the image"
+        quarters = (self.drawn[0] / (np.pi / 2)).round().int()[:, None, None] % 4
+        up = torch.from_numpy(entries.up).int()[..., None]
+        for k in range(1, 4):
+            far = entries.height - up - entries.col
+            turn = quarters >= k
+            row = torch.where(turn, far, entries.row)
+            entries.col = torch.where(turn, entries.row, entries.col)
+            entries.row = row
 
 # %% ../../nbs/00f_transforms.ipynb #e83aea31
 def _turn_move(x, cos, sin):
@@ -563,3 +700,27 @@ class Translate(RandomTransform):
     def encodes(self, x: torch.Tensor):  # images (B, C, H, W)
         di, dj = self.drawn
         return _move(x, lambda b, i, j: (i + di[b], (j + dj[b]) % x.shape[-1] if self.wrap else j + dj[b]))
+
+    def moves(
+        self,
+        entries,  # `Entries` of a batch
+    ):  # bool
+        "The first shift of images whose empty pixels are 0"
+        return entries.window is None and entries.zero
+
+    def move(
+        self,
+        entries,  # `Entries` of a batch, changed in place
+    ):
+        "Shift the blocks; those that leave the image have no value any more"
+        di, dj = self.drawn
+        h, w = entries.height, entries.width
+        up = torch.from_numpy(entries.up)[..., None]
+        entries.row = (entries.row + di[:, None, None]).int()
+        entries.col = (entries.col + dj[:, None, None]).int()
+        entries.window = (0, 0, h, w, self.wrap)
+        gone = (entries.row + up <= 0) | (entries.row >= h)
+        if not self.wrap:
+            gone |= (entries.col + up <= 0) | (entries.col >= w)
+        entries.values = entries.values.masked_fill(gone[:, :, None], 0)
+        entries.darken((di != 0) | (dj != 0) & (not self.wrap))

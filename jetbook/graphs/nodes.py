@@ -8,6 +8,7 @@ __all__ = ['NodeFeature', 'NODE_FEATURES', 'node_intensity', 'native_nodes', 'pi
 
 # %% ../../nbs/04_graphs.ipynb #4167f968
 from collections import namedtuple
+from functools import reduce
 import numpy as np
 from ..data.store import JetStore, njit, Ragged
 
@@ -16,7 +17,7 @@ def node_intensity(
     nodes: Ragged,  # n nodes
 ):  # float32 (n,)
     "The intensity of each node, summed over channels"
-    return nodes.value.sum(1)
+    return reduce(np.add, nodes.value.T)  # faster than a sum along so short an axis
 
 
 def _nodes(row, col, value, offsets, size, cell):
