@@ -36,6 +36,7 @@ from jetbook.data.store import (
     ConfigError,
     DataError,
     find_target,
+    in_threads,
     jet_keys,
     JetbookError,
     JetStore,
@@ -214,6 +215,7 @@ def fingerprint(
     h = hashlib.sha256()
     arrays = {
         **{f'{k}/{i}': a for k, e in s.entries.items() for i, a in enumerate(e)},
+        **{f'{k}/corrections/{i}': a for k, e in s.corrections.items() for i, a in enumerate(e)},
         **dict(sorted(s.columns.items())),
     }
     for k, a in arrays.items():
@@ -1074,9 +1076,8 @@ def _like_epoch(learn, rows):
 # %% ../../nbs/01d_runs.ipynb #1d4ebf77
 def _class_scores(learn, dl):
     "Scores (probability of class 1) and labels of the jets in `dl`"
-    with quiet(learn):
-        out, y = learn.get_preds(dl=dl, act=lambda o: o)
-    return score(out).numpy(), y.numpy()
+    out, y = _outputs(learn, dl)
+    return score(out).numpy(), y
 
 
 def _classify(learn, dl):
@@ -1085,11 +1086,16 @@ def _classify(learn, dl):
     return classification_metrics(y, s), dict(y=y, score=s)
 
 
+@torch.no_grad()
 def _outputs(learn, dl):
     "What a network gives for the jets of `dl` (N, outputs), and their labels (N,)"
-    with quiet(learn):
-        out, y = learn.get_preds(dl=dl, act=lambda o: o)
-    return (out[0] if isinstance(out, (tuple, list)) else out).float().cpu(), y.numpy()
+    model = learn.model.to(dl.device).eval()
+    made = []
+    for batch in dl:
+        out = model(*batch[: dl.n_inp])
+        made.append(((out[0] if isinstance(out, (tuple, list)) else out).float().cpu(), batch[-1].cpu()))
+    out, y = map(torch.cat, zip(*made))
+    return out, y.numpy()
 
 
 def _probabilities(learn, dl):
@@ -1329,13 +1335,13 @@ def predict(
     learn = run.learner()
     fitting = _with_labels(fitting_store(run, store, learn))
     _own_jets(run, store, idx)
-    step = 16 * bs if run.recipe.task in ('classify', 'reconstruct') else max(len(idx), 1)
+    step = 8 * bs if run.recipe.task in ('classify', 'reconstruct') else max(len(idx), 1)
     classes = run.target.outputs if run.target is not None else 2
     res = [np.empty((0, classes) if classes > 2 else 0, np.float32)]
     with tqdm(total=len(idx), desc='predict', unit='jets', disable=not progress) as bar:
-        for dl in _loaders(learn, fitting, idx, step, bs):
-            res.append(score_of(learn, dl))
-            bar.update(len(dl.idx))
+        for s in in_threads(lambda dl: score_of(learn, dl), _loaders(learn, fitting, idx, step, bs)):
+            res.append(s)
+            bar.update(len(s))
     res = np.concatenate(res)
     check_scores(dict(score=res), run.name)
     return res
