@@ -11,6 +11,7 @@ __all__ = ['POOLS', 'Links', 'aggregate', 'edge_softmax', 'Piece', 'pieces', 'co
 import warnings
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Literal
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
 from fastcore.meta import delegates
 from torch import nn, Tensor
 from torch.autograd import Function
@@ -291,21 +293,30 @@ def _looped(edge_index, n):
 
 
 def _gat(c, x, p):
-    if c.heads != 1 or c.edge_dim is not None or c.residual or (c.dropout and c.training) or c.lin is None:
+    if c.edge_dim is not None or c.residual or (c.dropout and c.training) or c.lin is None:
+        return
+    if c.heads != 1 and not c.concat:
         return
     l = (
         _links(p, 'gat', lambda: (_looped(p.edge_index, len(x)), None))
         if c.add_self_loops
         else _plain_links(p)
     )
-    weight = c.lin.weight
-    a, b = c.att_src[0], c.att_dst[0]
-    if c.in_channels <= c.out_channels:
-        s, t = F.linear(x, torch.cat([a, b]) @ weight).unbind(1)
-        return F.linear(aggregate(x, l, edge_softmax(s, t, l, c.negative_slope)), weight, c.bias)
+    weights = c.lin.weight.view(c.heads, c.out_channels, -1)
+    biases = [None] * c.heads if c.bias is None else c.bias.view(c.heads, -1)
+    ends = torch.stack([c.att_src[0], c.att_dst[0]], 1)  # of each head (heads, 2, features)
+    heads = [_gat_head(x, l, *o, c.negative_slope) for o in zip(weights, ends, biases)]
+    return heads[0] if c.heads == 1 else torch.cat(heads, 1)
+
+
+def _gat_head(x, l, weight, ends, bias, slope):
+    "One head of attention"
+    if weight.shape[1] <= weight.shape[0]:
+        s, t = F.linear(x, ends @ weight).unbind(1)
+        return F.linear(aggregate(x, l, edge_softmax(s, t, l, slope)), weight, bias)
     h = F.linear(x, weight)
-    s, t = F.linear(h, torch.cat([a, b])).unbind(1)
-    return _plus(aggregate(h, l, edge_softmax(s, t, l, c.negative_slope)), c.bias)
+    s, t = F.linear(h, ends).unbind(1)
+    return _plus(aggregate(h, l, edge_softmax(s, t, l, slope)), bias)
 
 
 def _cheb(c, x, p):
@@ -411,12 +422,14 @@ def graph_learner(
     dls: DataLoaders,  # of graphs
     net: nn.Module,  # PyG Batch -> logits (B, 2)
     wd: float = 0.0,  # weight decay
+    opt_func=None,  # as for `Learner`; default: PyTorch's fused Adam
     **kwargs,  # for `Learner`
 ):  # Learner
     "A Learner for graph classifiers: cross-entropy, PyTorch's fused Adam, accuracy and AUC"
+    opt_func = opt_func or fused_adam()
     loss, metrics = loss_and_metrics(dls.train.dataset)
     metrics = [*metrics, roc_auc()] if dls.train.dataset.outputs == 2 else metrics
-    return Learner(dls, net, loss_func=loss, opt_func=fused_adam(), wd=wd, metrics=metrics, **kwargs)
+    return Learner(dls, net, loss_func=loss, opt_func=opt_func, wd=wd, metrics=metrics, **kwargs)
 
 # %% ../../nbs/05_gnn.ipynb #e7e4c097
 class ScaledGraphDL(GraphDL):
@@ -627,23 +640,27 @@ class GATCheb(GraphNet):
         K: int = 2,  # terms of the Chebyshev polynomials
         pool: str = 'mean',  # one of `POOLS`
         plain: bool = False,  # use PyG's own forward
+        heads: tuple = (1, 2, 4),  # of the three attention layers
     ):
-        gats = [GATConv(i, o) for i, o in ((features, 32), (32, 64), (64, 128))]
-        chebs = [ChebConv(i, o, K) for i, o in ((128, 128), (128, 64), (64, 32))]
-        super().__init__(
-            gats + chebs,
-            nn.Sequential(nn.Linear(34, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2)),
-            32,
-            pool,
-            plain,
-        )
+        if len(heads) != 3:
+            raise ConfigError('There are three attention layers', found=list(heads), expected='three numbers')
+        gats = []
+        for o, n in zip((32, 64, 128), heads):
+            gats.append(GATConv(features, o, heads=n))
+            features = o * n
+        chebs = [ChebConv(i, o, K) for i, o in ((features, 128), (128, 64), (64, 32))]
+        head = nn.Sequential(nn.Linear(34, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 1))
+        super().__init__(gats + chebs, head, 32, pool, plain)
         self.scale = scale
 
     def forward(self, g):
-        return self.head(torch.cat([self.embed(g), self.scale(g)], 1))
+        v = self.head(torch.cat([self.embed(g), self.scale(g)], 1))
+        return F.pad(v, (1, 0))  # logits 0 and v: their cross-entropy is the binary one of v
 
 # %% ../../nbs/05_gnn.ipynb #4bc7ae15
-@recipe(reference='R7', epochs=3, lr_max=1e-3, takes=Takes(columns=('pt', 'mass')))
+@recipe(
+    reference='R7', epochs=20, lr_max=1e-3, schedule='flat', takes=Takes(columns=('pt', 'mass')), version=2
+)
 def gat_cheb(
     store: JetStore,  # the jets, with pt and m0
     split: Split = None,  # which to train on; default: `split(store)`
@@ -651,6 +668,7 @@ def gat_cheb(
     nodes: Literal['pixel', 'native'] = 'pixel',  # lit pixels, or the detector's own cells
     k: int = 8,  # nearest neighbours of a node, besides those of the triangulation
     threshold: float = 0.0,  # only nodes with a larger intensity
+    heads: list = [1, 2, 4],  # of the three attention layers
     K: int = 2,  # terms of the Chebyshev polynomials
     pool: Literal['mean', 'max', 'sum', 'attention'] = 'mean',  # pooling of a jet's nodes
     plain: bool = False,  # use PyG's own forward
@@ -667,4 +685,5 @@ def gat_cheb(
     )
     dls = graph_dls(store, split, spec, bs=bs)
     scale = JetScale(store, dls.split.train)
-    return graph_learner(dls, GATCheb(dls.train.n_features, scale, K, pool, plain))
+    net = GATCheb(dls.train.n_features, scale, K, pool, plain, heads)
+    return graph_learner(dls, net, opt_func=partial(OptimWrapper, opt=torch.optim.RMSprop))
