@@ -566,8 +566,8 @@ def _prefetch(idx, o, p, v):
 
 @kernel
 def _repaint(out, c, W, wipe, idx0, o0, p0, v0, up0, idx, o, p, v, up):
-    """In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0`, or all pixels (`wipe`),
-    and light the entries of `idx`"""
+    """In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0`, or all pixels
+    (`wipe`), and light the entries of `idx`"""
     acc = np.float32(0)
     for b in range(len(out) if wipe else max(len(idx0), len(idx))):
         if b % 8 == 0:
@@ -834,8 +834,8 @@ def images(
 # %% ../../nbs/00_data.ipynb #0e19c12e
 @kernel
 def _spread(at, idx, offsets, pixel, value, up, grid, values, row, col):
-    """Values and first pixels (row, column) of the blocks of jets `idx`, in the rows `at` of arrays (B, n), padded
-    with the empty pixel; do the pixels of each jet rise?"""
+    """Values and first pixels (row, column) of the blocks of jets `idx`, in the rows `at` of arrays (B, n),
+    padded with the empty pixel; do the pixels of each jet rise?"""
     rising = True
     gw = np.uint32(grid[1])
     for j in range(len(idx)):
@@ -929,7 +929,7 @@ def _grains(store, idx):
 
 
 class Entries:
-    "The entries of a batch of B jets in C channels, which transforms may change before images are made of them"
+    "The entries of a batch of B jets in C channels, which transforms may change before there are images"
 
     def __init__(
         self,

@@ -90,7 +90,7 @@ class JetTransform(Transform):
         return entries
 
     def _goes_with_encodes(self, name):
-        "Is `name` of the class that `encodes` is of, or of a subclass? Else `encodes` may do something else by now"
+        "Is `name` of the class that `encodes` is of, or of a subclass? Else `encodes` may be another by now"
         own, encodes = (
             next(c for c in type(self).__mro__ if k in vars(c) or c is object) for k in (name, 'encodes')
         )

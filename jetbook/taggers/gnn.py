@@ -368,8 +368,10 @@ class GraphNet(nn.Module):
         width: int,  # features after the last convolution
         pool: str = 'mean',  # one of `POOLS`
         plain: bool = False,  # use PyG's own forward, on whole batches
+        flow: str = 'source_to_target',  # direction of messages along the edges; or 'target_to_source'
     ):
         super().__init__()
+        self.flow = flow
         self.convs = nn.ModuleList(convs)
         self.pool = pooling(pool, width)
         self.head = head
@@ -393,6 +395,9 @@ class GraphNet(nn.Module):
     ):  # (B, width)
         "The pooled features of each jet"
         size = None if self.plain or g.x.device.type != 'cpu' else 8192
+        if self.flow == 'target_to_source':
+            g = copy(g)
+            g.edge_index = g.edge_index.flip(0)
         return torch.cat([self._pooled(g, p) for p in pieces(g, size)])
 
     def _pooled(self, g, p):
@@ -494,7 +499,6 @@ def _r4(
     store,
     split,
     conv,
-    weighted,
     *,
     hidden: int = 64,  # features after the first and the last convolution; twice as many in between
     pool: Literal['mean', 'max', 'sum', 'attention'] = 'mean',  # pooling of a jet's nodes
@@ -505,58 +509,59 @@ def _r4(
     plain: bool = False,  # use PyG's own forward, as in R4
     bs: int = 128,  # jets per batch
 ):
-    dls = r4_dls(store, split, k, resize, standardise, threshold, weighted, bs)
+    dls = r4_dls(store, split, k, resize, standardise, threshold, bs=bs)
     c = len(store.channels)
     h = hidden
     convs = [conv(c, h), conv(h, 2 * h), conv(2 * h, h)]
-    return graph_learner(dls, GraphNet(convs, _head(h, store.outputs), h, pool, plain))
+    net = GraphNet(convs, _head(h, store.outputs), h, pool, plain, flow='target_to_source')
+    return graph_learner(dls, net)
 
 # %% ../../nbs/05_gnn.ipynb #1ed1bcd0
-@recipe(reference='R4', epochs=5, lr_max=1e-2, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def gcn(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "Graph convolutions [1609.02907] on R4's pixel graphs, with Gaussian edge weights (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, GCNConv, True, **kwargs)
+    "Graph convolutions [1609.02907] on pixel graphs, as R4"
+    return _r4(store, split, GCNConv, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=3e-3, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def gat(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "Graph attention [1710.10903] on R4's pixel graphs (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, GATConv, False, **kwargs)
+    "Graph attention [1710.10903] on pixel graphs, as R4"
+    return _r4(store, split, GATConv, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=1e-2, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def sage(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "GraphSAGE [1706.02216] on R4's pixel graphs (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, SAGEConv, False, **kwargs)
+    "GraphSAGE [1706.02216] on pixel graphs, as R4"
+    return _r4(store, split, SAGEConv, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=1e-3, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def gin(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "Graph isomorphism network [1810.00826] on R4's pixel graphs (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, gin_conv, False, **kwargs)
+    "Graph isomorphism network [1810.00826] on pixel graphs, as R4"
+    return _r4(store, split, gin_conv, **kwargs)
 
 # %% ../../nbs/05_gnn.ipynb #0df198aa
-@recipe(reference='R2', epochs=10, lr_max=1e-2, schedule='cosine')
+@recipe(reference='R2', epochs=100, lr_max=1e-2, schedule='flat')
 def sage_r2(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -572,7 +577,7 @@ def sage_r2(
     plain: bool = False,  # use PyG's own forward
     bs: int = 32,  # jets per batch
 ):  # Learner
-    "GraphSAGE on the bright pixels of a jet, as R2 (its author: 100 epochs at 1e-2)"
+    "GraphSAGE on the bright pixels of a jet, as R2"
     spec = GraphSpec('pixel', threshold, 'sum', features=('unit', 'values'), edges=edges, k=k, radius=radius)
     make = SAGEConv if conv == 'sage' else GATConv
     widths = [2 + len(store.channels)] + [hidden] * layers

@@ -353,6 +353,21 @@ RUN_FILES = (  # names of the files in a run and in its checkpoint, as a regular
 )
 
 
+def _check_version(r, config, name):
+    "Refuse a run of a recipe that was another method then"
+    found = config.get('recipe_version', 1)
+    if found == r.version:
+        return
+    versions = config.get('versions')
+    by = str(versions.get('jetbook'))[:20] if isinstance(versions, dict) else 'unknown'
+    raise ConfigError(
+        f'{name} is a run of another {r.name}: the method of that name was changed since',
+        found=f'version {str(found)[:20]} of the recipe, of jetbook {by}',
+        expected=f'version {r.version}',
+        do=f'train {r.name} again, or read the run with the jetbook that wrote it',
+    )
+
+
 class Run:
     "A run folder: recipe, settings, jets and results of a training"
 
@@ -386,9 +401,11 @@ class Run:
     def recipe(self):
         "The `Recipe`"
         try:
-            return get_recipe(str(self.config.get('recipe')))
+            r = get_recipe(str(self.config.get('recipe')))
         except UnknownRecipe as e:
             raise UnknownRecipe(e.what, e.found, e.expected, _import_first(self.config)) from None
+        _check_version(r, self.config, self.name)
+        return r
 
     @property
     def target(self):
@@ -619,7 +636,7 @@ def train(
     out: str | Path,  # the run folder
     epochs: int = None,  # default: the recipe's
     lr_max: float = None,  # largest learning rate; 'find' looks for one; default: the recipe's
-    schedule: str = None,  # 'one_cycle', 'cosine', 'flat', 'flat_cosine'; default: the recipe's
+    schedule: str = None,  # one of `SCHEDULES`: 'one_cycle', 'cosine', 'flat', ...; default: the recipe's
     seed: int = 0,  # random seed of weights, order of the jets and augmentations
     split_seed: int = 0,  # random seed of the split
     valid: float = 0.15,  # fraction of jets for validation
@@ -873,6 +890,7 @@ def _config(r, store, settings, sp, **kwargs):
         format='jetbook-run',
         version=1,
         recipe=r.name,
+        recipe_version=r.version,
         task='regress' if store.outputs == 1 else r.task,
         target=None if store.target is None else to_json(vars(store.target)),
         reference=r.reference,
@@ -906,6 +924,8 @@ def _same(old, new, out):
     "Complain if a run folder holds another run"
     keys = ['recipe', 'settings', 'target', 'seed', 'epochs', 'lr_max', 'schedule']
     keys += ['start', 'split', 'store']
+    if new['recipe_version'] != old.get('recipe_version', 1):
+        _check_version(get_recipe(new['recipe']), old, out.name)
     found_rate = new['lr_found'] and old.get('lr_found')
     if found_rate:
         keys.remove('lr_max')
