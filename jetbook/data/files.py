@@ -67,9 +67,7 @@ from jetbook.data.hdf5 import (
 )
 
 # %% ../../nbs/00c_files.ipynb #1b820869
-# unsigned: a signed index would be checked for counting from the end
-BLOCK = np.uint64(128)
-PART = np.uint64(16)
+PART = np.uint64(16)  # unsigned: a signed index would be checked for counting from the end
 
 
 @kernel(inline='always')
@@ -80,32 +78,49 @@ def _any(row, j, n):
     return acc != 0
 
 
+@kernel(inline='always')
+def _collect(row, lo, hi, lit, m):
+    "Write the positions of the non-zero values of `row[lo:hi]` to `lit`, from `m` on; returns where they end"
+    for j in range(lo, hi):
+        lit[m] = j
+        m += np.uint64(row[j] != 0)
+    return m
+
+
+@kernel(inline='always')
+def _by_channel(row, lit, m, C, pixel, bits, pos):
+    "Write the `m` values of `row` at `lit` to their channels"
+    for k in range(m):
+        q = lit[k] // C
+        c = lit[k] - q * C
+        p = pos[c]
+        pixel[c, p] = q
+        bits[c, p] = row[lit[k]]
+        pos[c] = p + 1
+
+
 @kernel
 def _sparsify(x, C, pixel, bits, counts, pos):
     """Write the non-zero entries of `x` (n, H*W*C) uint32 to `pixel` and `bits` (C, cap), from `pos` (C,) on;
     moves `pos` and writes entries per jet to `counts` (C, n)"""
     n = len(x)
     L = np.uint64(x.shape[1])
-    lit = np.empty(BLOCK + np.uint64(1), np.int64)
+    end = L - L % PART
+    lit = np.empty(L + np.uint64(1), np.uint32)
     for i in range(n):
         row = x[i]
         counts[:, i] = -pos
-        for j0 in range(np.uint64(0), L, BLOCK):
-            if j0 + BLOCK <= L and not _any(row, j0, BLOCK):
-                continue
-            m = np.uint64(0)
-            for j1 in range(j0, min(j0 + BLOCK, L), PART):
-                if j1 + PART <= L and not _any(row, j1, PART):
-                    continue
-                for j in range(j1, min(j1 + PART, L)):
-                    lit[m] = j
-                    m += np.uint64(row[j] != 0)
-            for k in range(m):
-                q = lit[k] // C
-                c = lit[k] - q * C
-                pixel[c, pos[c]] = q
-                bits[c, pos[c]] = row[lit[k]]
-                pos[c] += 1
+        m = np.uint64(0)
+        for j in range(np.uint64(0), end, PART):
+            if _any(row, j, PART):
+                m = _collect(row, j, j + PART, lit, m)
+        m = _collect(row, end, L, lit, m)
+        if C == 3:  # constants the compiler can divide by
+            _by_channel(row, lit, m, np.uint32(3), pixel, bits, pos)
+        elif C == 1:
+            _by_channel(row, lit, m, np.uint32(1), pixel, bits, pos)
+        else:
+            _by_channel(row, lit, m, np.uint32(C), pixel, bits, pos)
         counts[:, i] += pos
 
 # %% ../../nbs/00c_files.ipynb #4b4972ba

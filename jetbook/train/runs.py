@@ -42,7 +42,7 @@ from jetbook.data.store import (
     JetStore,
     Target,
 )
-from ..data.paths import atomic_path, InUse, locked, output_folder, read_text, remove_dead
+from ..data.paths import atomic_path, InUse, input_file, locked, output_folder, read_text, remove_dead
 from ..data.loaders import as_split, split, Split
 from ..losses import image_pt_mass
 from jetbook.metrics import (
@@ -565,7 +565,7 @@ def scores(
         raise ConfigError('No such part', found=part, expected=', '.join(PARTS))
     f = self.path / f'scores-{part}.safetensors'
     tensors, meta = load_tensors(f)
-    if meta.get('model', model := _model_digest(self)) != model:
+    if 'model' in meta and meta['model'] != (model := _model_digest(self)):
         what = f'{f.name} holds scores of other weights than those of {self.name}'
         raise DataError(what, f'model {meta["model"][:16]}', f'model {model}', 'evaluate again')
     arrays = {k: v.numpy() for k, v in tensors.items()}
@@ -1302,7 +1302,7 @@ def _part(run, store, part):
 
 def _model_digest(run):
     "Which weights a run has"
-    return hashlib.sha256((run.path / 'model.safetensors').read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(input_file(run.path / 'model.safetensors').read_bytes()).hexdigest()[:16]
 
 
 def _count_reading(run):
