@@ -25,7 +25,13 @@ from torch import nn, Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch_geometric.nn import ChebConv, GATConv, GCNConv, GINConv, SAGEConv
-from torch_geometric.nn.aggr import AttentionalAggregation, MaxAggregation, MeanAggregation, SumAggregation
+from torch_geometric.nn.aggr import (
+    AttentionalAggregation,
+    MaxAggregation,
+    MeanAggregation,
+    MultiAggregation,
+    SumAggregation,
+)
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 from ..data.store import ConfigError, DataError, JetStore, njit
@@ -358,10 +364,12 @@ POOLS = ('mean', 'max', 'sum', 'attention')
 
 
 def pooling(
-    name: str,  # one of `POOLS`
+    name: str,  # one of `POOLS`, or several joined by +
     width: int,  # number of features of a node
-):  # PyG Aggregation: (n, width) -> (B, width)
+):  # PyG Aggregation: (n, width) -> (B, width for each)
     "A pooling by name"
+    if '+' in name:
+        return MultiAggregation([pooling(k, width) for k in name.split('+')])
     if name not in POOLS:
         raise ConfigError('No such pooling', found=name, expected=', '.join(POOLS))
     if name == 'attention':
@@ -586,7 +594,7 @@ def sage_r2(
     conv: Literal['sage', 'gat'] = 'sage',  # layer
     edges: Literal['knn', 'radius'] = 'knn',  # the k nearest, or all within `radius`
     radius: float = 0.1,  # in eta and phi
-    pool: Literal['mean', 'max', 'sum', 'attention'] = 'mean',  # of nodes
+    pool: Literal['mean', 'max', 'sum', 'attention', 'max+attention'] = 'mean',  # of nodes
     plain: bool = False,  # use PyG's own forward
     bs: int = 32,  # jets per batch
 ):  # Learner
@@ -595,7 +603,8 @@ def sage_r2(
     make = SAGEConv if conv == 'sage' else GATConv
     widths = [2 + len(store.channels)] + [hidden] * layers
     convs = [make(i, o) for i, o in zip(widths, widths[1:])]
-    net = GraphNet(convs, nn.Linear(hidden, 2), hidden, pool, plain)
+    head = nn.Linear(hidden * len(pool.split('+')), 2)
+    net = GraphNet(convs, head, hidden, pool, plain)
     return graph_learner(graph_dls(store, split, spec, bs=bs), net)
 
 # %% ../../nbs/05_gnn.ipynb #c8d37d9d
