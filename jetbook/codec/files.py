@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
-from ..data.store import ConfigError, DataError, in_threads, JetStore, LAYOUTS, require
+from ..data.store import ConfigError, DataError, JetStore, LAYOUTS, require
 from ..data.paths import atomic_path, input_file, output_file
 from ..metrics import observable_residuals
 from ..train.runs import load_bundle, Run
@@ -495,12 +495,13 @@ def _column_bytes(store):
     return b''.join(v.astype(v.dtype.newbyteorder('<')).tobytes() for v in columns)
 
 
-def _block(codec, store):
-    "The bytes of a block, and how many of them its pixels take"
+def _write_block(f, codec, store):
+    "Write a block; returns the bytes its pixels take"
     data, check = codec.encode(store)
     cols = compressor('zstd')(_column_bytes(store))
     crc = zlib.crc32(cols, zlib.crc32(data))
-    return _BLOCK.pack(len(store), len(data), len(cols), crc, check) + data + cols, len(data)
+    f.write(_BLOCK.pack(len(store), len(data), len(cols), crc, check) + data + cols)
+    return len(data)
 
 # %% ../../nbs/02d_codec.ipynb #3790f374
 def _header(run, codec, store):
@@ -526,15 +527,11 @@ def _write_file(path, head, codec, store, block, progress):
     "Write a file; returns its bytes, and those that its pixels take"
     text = json.dumps(head).encode()
     pixels = 0
-    starts = range(0, len(store), block)
-    some = (store.select(np.arange(i, min(i + block, len(store)))) for i in starts)
-    blocks = in_threads(lambda jets: _block(codec, jets), some)
     with open(path, 'wb') as raw:
         f = _Hashed(raw)
         f.write(MAGIC + struct.pack('<II', len(text), zlib.crc32(text)) + text)
-        for data, n in tqdm(blocks, 'compress', len(starts), disable=not progress, unit='block'):
-            f.write(data)
-            pixels += n
+        for i in tqdm(range(0, len(store), block), 'compress', disable=not progress, unit='block'):
+            pixels += _write_block(f, codec, store.select(np.arange(i, min(i + block, len(store)))))
         f.write(_BLOCK.pack(0, 0, 0, 0, 0))
         raw.write(f.sha.digest())
     return f.size + 32, pixels
@@ -662,8 +659,8 @@ def _unpack_columns(data, size, name):
     return cols
 
 
-def _read_blocks(f, end, head, name):
-    "The blocks as written: jets, pixels, columns, and the checksum of what the pixels become"
+def _blocks(f, end, head, codec, name):
+    "The decoded blocks: entries of each channel, columns"
     width = sum(np.dtype(t).itemsize for t in head['columns'].values())
     jets = 0
     while True:
@@ -678,23 +675,18 @@ def _read_blocks(f, end, head, name):
         cols = f.read(b)
         if zlib.crc32(cols, zlib.crc32(data)) != crc:
             raise _damaged(name, 'a block with a wrong checksum')
-        yield n, data, _unpack_columns(cols, n * width, name), check
+        entries, got = codec.decode(data, n)
+        if got != check:
+            raise DataError(
+                f'{name} was not decoded to what was written',
+                found=f'checksum {got:08x}',
+                expected=f'{check:08x}',
+                do='the file is damaged, or this processor computes otherwise: please report it',
+            )
+        yield n, entries, _unpack_columns(cols, n * width, name)
         jets += n
     if jets != head['jets'] or f.tell() != end:
         raise _damaged(name, f'{jets:,} jets, {end - f.tell()} bytes after them', f'{head["jets"]:,} jets')
-
-
-def _decoded(codec, name, n, data, cols, check):
-    "A block: jets, entries of each channel, columns"
-    entries, got = codec.decode(data, n)
-    if got != check:
-        raise DataError(
-            f'{name} was not decoded to what was written',
-            found=f'checksum {got:08x}',
-            expected=f'{check:08x}',
-            do='the file is damaged, or this processor computes otherwise: please report it',
-        )
-    return n, entries, cols
 
 
 def _join(parts):
@@ -739,8 +731,7 @@ def decompress(
         codec = _codec_of(head, run, source.name)
         blocks = []
         with tqdm(total=head['jets'], desc='decompress', disable=not progress, unit='jet') as bar:
-            written = _read_blocks(f, end, head, source.name)
-            for block in in_threads(lambda b: _decoded(codec, source.name, *b), written):
+            for block in _blocks(f, end, head, codec, source.name):
                 blocks.append(block)
                 bar.update(block[0])
     store = _assemble(head, blocks, source.name)
