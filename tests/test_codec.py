@@ -196,6 +196,13 @@ def test_towers_keep_their_size(tmp_path):
     q = make_codec(run).coder.quantiser; lv = quantise(toy_jets(9), q, 'HCAL')
     assert (back.channels, back.upsample, back.height)==(('HCAL',), {'HCAL':5}, 125)
     assert same(back.entries['HCAL'], (lv.offsets, lv.pixel, q.values(lv.level)))
+    from jetbook.train.runs import fingerprint
+    odd = toy_jets(9).select(channels='HCAL')
+    sound = fingerprint(odd)['digest']
+    odd.corrections = dict(HCAL=(np.repeat([0, 1], [4, 6]), np.array([7], np.uint16), np.ones(1, np.float32)))
+    assert fingerprint(odd)['digest'] != sound
+    with pytest.warns(UserWarning, match='1 of 9 jets are not made of towers'):
+        compress(run, odd, tmp_path/'odd.jetz', progress=False)
 
 def test_what_is_refused_before_writing(trained, tmp_path):
     from jetbook.codec.files import LatentCoder, compress, decompress, make_codec

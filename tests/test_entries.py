@@ -1,4 +1,4 @@
-"""Transforms on entries give what they give on dense images, and memory of batches is used again only when it is free."""
+"""Transforms on entries equal those on dense images, and memory of batches is used again only when it is free."""
 
 import threading
 import numpy as np
@@ -10,11 +10,26 @@ from jetbook.data.hdf5 import sample
 from jetbook.data.loaders import JetDL, jet_dls
 from jetbook.data.store import JetStore, SpareMemory, toy_jets
 from jetbook.data.transforms import (
-    Flip, HistEq, JetTransform, Log1p, MaxNorm, MinMax, Pad, Power, RandomTransform, Resize, Rotate, Standardise, Translate, Uint8)
+    Flip,
+    HistEq,
+    JetTransform,
+    Log1p,
+    MaxNorm,
+    MinMax,
+    Pad,
+    Power,
+    RandomTransform,
+    Resize,
+    Rotate,
+    Standardise,
+    Translate,
+    Uint8,
+)
 
 
 class Negative(JetTransform):
     "A transform of a user's own"
+
     by_pixel = True
 
     def encodes(self, x: torch.Tensor):
@@ -39,30 +54,57 @@ class Scale(RandomTransform):
 
 
 def any_store(rng):
-    "A store of any size, channels and towers: dark, sparse and full images, zeros and negative values among the entries"
+    "Any size, channels and towers: dark, sparse and full images, zeros and negative values among the entries"
     h, w = rng.integers(1, 5, 2) * 6
     h = w if rng.random() < 0.5 else h
-    n, entries, up = int(rng.integers(1, 9)), {}, {}
+    n, entries, up, corrections = int(rng.integers(1, 9)), {}, {}, {}
     for c in range(rng.integers(1, 4)):
         up[f'c{c}'] = int(rng.choice([1, 2, 3, 6]))
         cells = int(h * w) // up[f'c{c}'] ** 2
         lit = rng.random((n, cells)) < rng.choice([0, 0.02, 0.3, 1], (n, 1))
         jet, pixel = lit.nonzero()
-        v = rng.lognormal(-3, 2, len(jet)) * rng.choice([1, 1, 1, -1, 0], len(jet) if rng.random() < 0.5 else 1)
+        v = rng.lognormal(-3, 2, len(jet)) * rng.choice(
+            [1, 1, 1, -1, 0], len(jet) if rng.random() < 0.5 else 1
+        )
         entries[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
-    return JetStore.from_entries(entries, int(h), int(w), up, dict(y=np.arange(n) % 2))
+        if rng.random() < 0.3:  # jets with pixels that differ from their towers
+            jet, pixel = (rng.random((n, h * w)) < rng.choice([0, 0.1, 1], (n, 1))).nonzero()
+            v = rng.choice([0, 0.5, 7, -1], len(jet))
+            corrections[f'c{c}'] = (np.searchsorted(jet, np.arange(n + 1)), pixel, v)
+    return JetStore.from_entries(
+        entries, int(h), int(w), up, dict(y=np.arange(n) % 2), corrections=corrections
+    )
 
 
 def transforms(C, size):
     "One of each kind, made anew: a list of functions"
     return dict(
-        MinMax=lambda s: MinMax(), jet=lambda s: MinMax('jet', 1e-3), MaxNorm=lambda s: MaxNorm(), channel=lambda s: MaxNorm('channel'),
-        top=lambda s: MaxNorm(top=np.arange(1, C + 1)), mean=lambda s: Standardise(np.arange(C) / 9, np.arange(1, C + 1) / 7),
-        clip=lambda s: Standardise(0.1, 0.3, clip0=True), Log1p=lambda s: Log1p(100), sqrt=lambda s: Power(), power=lambda s: Power(0.3),
-        HistEq=lambda s: HistEq([[0.01, 0.1, 0.2, 1.0]] * C), Uint8=lambda s: Uint8(), bytes=lambda s: Uint8(as_bytes=True),
-        Pad=lambda s: Pad(size + 3), Pad2=lambda s: Pad(size + 8), Resize=lambda s: Resize(20), Flip=lambda s: Flip(seed=s), Rotate=lambda s: Rotate(step=90, seed=s),
-        half=lambda s: Rotate(step=180, seed=s), any=lambda s: Rotate(seed=s), Translate=lambda s: Translate(5, 7, seed=s),
-        cut=lambda s: Translate(30, 30, wrap=False, step=3, seed=s), Negative=lambda s: Negative(), Noise=lambda s: Noise(), Scale=lambda s: Scale(seed=s))
+        MinMax=lambda s: MinMax(),
+        jet=lambda s: MinMax('jet', 1e-3),
+        MaxNorm=lambda s: MaxNorm(),
+        channel=lambda s: MaxNorm('channel'),
+        top=lambda s: MaxNorm(top=np.arange(1, C + 1)),
+        mean=lambda s: Standardise(np.arange(C) / 9, np.arange(1, C + 1) / 7),
+        clip=lambda s: Standardise(0.1, 0.3, clip0=True),
+        Log1p=lambda s: Log1p(100),
+        sqrt=lambda s: Power(),
+        power=lambda s: Power(0.3),
+        HistEq=lambda s: HistEq([[0.01, 0.1, 0.2, 1.0]] * C),
+        Uint8=lambda s: Uint8(),
+        bytes=lambda s: Uint8(as_bytes=True),
+        Pad=lambda s: Pad(size + 3),
+        Pad2=lambda s: Pad(size + 8),
+        Resize=lambda s: Resize(20),
+        Flip=lambda s: Flip(seed=s),
+        Rotate=lambda s: Rotate(step=90, seed=s),
+        half=lambda s: Rotate(step=180, seed=s),
+        any=lambda s: Rotate(seed=s),
+        Translate=lambda s: Translate(5, 7, seed=s),
+        cut=lambda s: Translate(30, 30, wrap=False, step=3, seed=s),
+        Negative=lambda s: Negative(),
+        Noise=lambda s: Noise(),
+        Scale=lambda s: Scale(seed=s),
+    )
 
 
 def same(a, b, what):
@@ -91,7 +133,9 @@ def test_any_pipeline_on_any_store(seeds):
         del kinds['power']  # torch does not give the same bits for the same numbers at the end of an array
         names = rng.choice(list(kinds), rng.integers(1, 6)).tolist()
         sizes = [k for k in names if k in ('Pad', 'Pad2', 'Resize')]
-        names = [k for i, k in enumerate(names) if k not in sizes[1:] and (k != 'bytes' or i == len(names) - 1)]
+        names = [
+            k for i, k in enumerate(names) if k not in sizes[1:] and (k != 'bytes' or i == len(names) - 1)
+        ]
         made = lambda s: [kinds[k](s) for k in names]
         for x, y, dl, dense in both(store, made, int(rng.random() < 0.2)):
             same(x, y, names)
@@ -104,12 +148,17 @@ def test_any_pipeline_on_any_store(seeds):
                 same(dl.decode((x,))[0], dense.decode(y).float(), names)
 
 
-@pytest.mark.parametrize('kind', ['qg', 'wqcd'])
+@pytest.mark.parametrize('kind', ['qg', 'tau', 'egamma', 'dark', 'wqcd'])
 def test_samples_bit_for_bit(kind):
     "Also where torch's last bit depends on the place in an array: the entries are computed in whole vectors"
     store = sample(kind)[:96]
     C = len(store.channels)
-    for names in (('Log1p', 'jet'), ('power', 'MaxNorm', 'Pad2'), ('HistEq', 'Flip'), ('sqrt', 'Rotate', 'Translate', 'mean')):
+    for names in (
+        ('Log1p', 'jet'),
+        ('power', 'MaxNorm', 'Pad2'),
+        ('HistEq', 'Flip'),
+        ('sqrt', 'Rotate', 'Translate', 'mean'),
+    ):
         kinds = transforms(C, store.width)
         dl = JetDL(store, tfms=[kinds[k](1) for k in names], bs=32, split_idx=0)
         dense = Pipeline([kinds[k](1) for k in names], split_idx=0)
@@ -149,7 +198,9 @@ def test_which_transforms_act_on_entries():
     assert Flip().on_entries(shifted, split_idx=0) is None  # of a block that was cut, a part would come back
     assert Rotate(step=90).on_entries(shifted, split_idx=0) is None
     lifted = Negative().on_entries(e())
-    assert Pad().on_entries(lifted) is None and Translate().on_entries(lifted, split_idx=0) is None  # 0 is not empty there
+    assert (
+        Pad().on_entries(lifted) is None and Translate().on_entries(lifted, split_idx=0) is None
+    )  # 0 is not empty there
     assert Flip().on_entries(lifted, split_idx=0) is lifted
     twice = JetStore.from_entries(dict(a=([0, 2], [3, 3], [5.0, 1.0])), 5, 5)  # what is painted last stays
     assert twice.batch_entries([0]) is None
@@ -262,7 +313,11 @@ def test_in_workers():
     store = toy_jets(20)
     held = store.images([0, 1])
     for start in ('fork', 'spawn'):
-        got = list(torch.utils.data.DataLoader(Batches(store), batch_size=None, num_workers=2, multiprocessing_context=start))
+        got = list(
+            torch.utils.data.DataLoader(
+                Batches(store), batch_size=None, num_workers=2, multiprocessing_context=start
+            )
+        )
         for i, x in enumerate(got):
             assert torch.equal(x, store.images([i, i + 1]))
     assert torch.equal(held, store.images([0, 1]))

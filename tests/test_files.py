@@ -184,15 +184,31 @@ def test_labels():
 
 # --- packing ----------------------------------------------------------------------------------------------------------
 
+def test_an_odd_jet_costs_the_others_nothing(x, tmp_path):
+    odd = x.copy()
+    odd[33, 10, 10, 2] += 1
+    sound = pack(x, tmp_path/'sound.jets.h5', progress=False)
+    s = pack(odd, tmp_path/'odd.jets.h5', progress=False)
+    eq(s.upsample, sound.upsample)
+    eq(np.flatnonzero(np.diff(s.corrections['c2'][0])), [33])
+    same_bits(images(s), odd)
+    others = np.delete(np.arange(len(x)), 33)
+    for mine, theirs in zip(s[others].entries['c2'], sound[others].entries['c2']): eq(mine, theirs)
+    assert not s[others].corrections and not sound.corrections
+    assert s.nbytes - sound.nbytes <= 8*41 + 6*26
+    eq(abs(s.clouds([33]).value.sum() - sound.clouds([33]).value.sum() - 1/25) < 1e-5, True)
+    with h5py.File(tmp_path/'sound.jets.h5') as f: eq(f.attrs['version'], 1)
+    with h5py.File(tmp_path/'odd.jets.h5') as f: eq(f.attrs['version'], 2)  # older readers refuse it
+    eq(verify(tmp_path/'odd.jets.h5', odd, progress=False)['checksums'], 9+3)
+    assert '1 jets corrected' in repr(s) and s.summary().corrections_per_jet['c2'] > 0
+
 def test_towers_that_end(x, tmp_path):
     late = x.copy()
-    late[33, 10, 10, 2] += 1
-    s = pack(late, tmp_path/'late.jets.h5', progress=False)
-    eq(s.upsample['c2'], 1)
-    same_bits(images(s), late)
+    late[:, ::2, ::2, 2] += 1
     big = np.concatenate([x]*10+[late]) # in a later chunk
     s = pack(big, tmp_path/'late2.jets.h5', progress=False)
     eq(s.upsample['c2'], 1)
+    assert not s.corrections
     same_bits(images(s), big)
 
 @pytest.mark.parametrize('bad,word', [(np.nan, 'not a number'), (np.inf, 'infinite'), (-1, 'negative')])

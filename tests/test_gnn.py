@@ -9,7 +9,8 @@ from jetbook.data.hdf5 import sample
 from jetbook.data.loaders import split
 from jetbook.data.store import ConfigError, DataError, toy_jets
 from jetbook.graphs.batches import GraphSpec, graphs
-from jetbook.taggers.contrastive import TwoPhases, augment, gat_contrastive, gcn_contrastive, gin_contrastive, sage_contrastive
+from jetbook.taggers.contrastive import (HardNegativeLoss, NeighbourNet, TwoPhases, augment, gat_contrastive, gat_pairs, gcn_contrastive,
+    gcn_pairs, gin_contrastive, gin_pairs, sage_contrastive, sage_pairs)
 from jetbook.taggers.gnn import GraphNet, Links, POOLS, aggregate, convolve, gat, gin_conv, pieces, pooling, sage, sage_r2
 
 @pytest.fixture(scope='module', autouse=True)
@@ -156,14 +157,80 @@ def test_phases_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match='pairs, supcon, ntxent'): TwoPhases('triplet')
     with pytest.raises(ConfigError, match='0 to 1'): TwoPhases(share=2.)
 
-@pytest.mark.parametrize('recipe', [gcn_contrastive, gat_contrastive, sage_contrastive, gin_contrastive])
-def test_contrastive_recipes_train(recipe, qg):
+@pytest.mark.parametrize('recipe', [gcn_pairs, gat_pairs, sage_pairs, gin_pairs])
+def test_recipes_of_pairs_train(recipe, qg):
     learn = recipe(qg, split(qg), hidden=16, bs=64)
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert np.isfinite(learn.recorder.values[-1][:2]).all() and not learn.model.contrast
     eq([tuple(p.shape) for p in learn.model.point.parameters()], [(8,3),(8,)])
 
 def test_two_views_of_half_a_batch(qg):
-    learn = sage_contrastive(qg, split(qg), method='ntxent', nodes='native', hidden=16, bs=64)
+    learn = sage_pairs(qg, split(qg), method='ntxent', nodes='native', hidden=16, bs=64)
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert np.isfinite(learn.recorder.values[-1][:2]).all()
+
+# R5
+
+def test_hard_negative_loss_as_a_loop():
+    torch.manual_seed(1)
+    z,y = nn.functional.normalize(torch.randn(9,4)),torch.randint(0, 2, (9,))
+    total = 0.
+    for i in range(9):
+        logits = [float(z[i]@z[j])/.1 for j in range(9)]
+        norm = np.log(np.sum(np.exp(logits)))
+        w = [1. if y[i]==y[j] else .5 if logits[j]>.5 else 0. for j in range(9)]
+        total -= sum(a*(l-norm) for a,l in zip(w,logits))/sum(w)
+    assert float(HardNegativeLoss()(z, y))==pytest.approx(total/9, rel=1e-5)
+
+def test_votes_are_those_of_scikit_learns_neighbours(qg):
+    from sklearn.neighbors import KNeighborsClassifier
+    torch.manual_seed(2)
+    net = sage_contrastive(qg, split(qg), hidden=16).model.eval()
+    eq(net.vote(torch.randn(3,8)), torch.zeros(3,2)) # none known yet
+    net.known.points,net.known.labels = torch.randn(200,8),torch.randint(0, 2, (200,))
+    h = torch.randn(40,8)
+    near(net.vote(h).softmax(1), KNeighborsClassifier(5).fit(net.known.points, net.known.labels).predict_proba(h), 1e-6)
+    net.known.labels = torch.full((200,), 7)
+    with pytest.raises(DataError, match='not of this network'): net.vote(h)
+
+@pytest.mark.parametrize('recipe', [gcn_contrastive, gat_contrastive, sage_contrastive, gin_contrastive])
+def test_contrastive_recipes_train(recipe, qg):
+    learn = recipe(qg, split(qg), hidden=16)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    eq(learn.model.known.points.shape, (len(learn.dls.train.idx),8))
+    assert np.isfinite(learn.recorder.values[-1]).all() and 0<=learn.recorder.values[-1][2]<=1
+    eq(learn.get_preds(act=lambda o: o)[0].exp().sum(1).round(decimals=4), torch.ones(len(learn.dls.valid.idx)))
+
+def test_r5_resumes_and_carries_its_neighbours(qg, tmp_path):
+    from fastai.callback.core import Callback
+    from jetbook.train.runs import Run, predict, train
+    class Kill(Callback):
+        def after_train(self):
+            if self.epoch==1: raise RuntimeError('killed')
+    kw = dict(epochs=2, hidden=16, progress=False)
+    whole = train('gcn_contrastive', qg, tmp_path/'whole', **kw)
+    with pytest.raises(RuntimeError): train('gcn_contrastive', qg, tmp_path/'killed', cbs=[Kill()], **kw)
+    killed = train('gcn_contrastive', qg, tmp_path/'killed', **kw)
+    eq(predict(killed, qg.select(range(20))), predict(whole, qg.select(range(20))))
+
+def test_runs_of_the_system_that_had_the_name_before_are_refused(qg, tmp_path):
+    import json
+    from jetbook.train.runs import Run, predict, train
+    kw = dict(epochs=1, hidden=8, bs=64, progress=False)
+    run = train('sage', qg, tmp_path/'sage', **kw)
+    eq(run.config['recipe_version'], 2)
+    old = {k:v for k,v in run.config.items() if k!='recipe_version'}
+    (run.path/'config.json').write_text(json.dumps(old))
+    for f in (lambda: predict(Run(run.path), qg), lambda: train('sage', qg, run.path, **kw)):
+        with pytest.raises(ConfigError, match='another sage'): f()
+
+@pytest.mark.parametrize('conv', [SAGEConv, GCNConv, GATConv, gin_conv])
+def test_r4_sends_messages_to_neighbours_as_its_author_did(conv, qg):
+    "Row = node, column = neighbour, in PyG's own layers"
+    torch.manual_seed(3)
+    g = graphs(qg, range(4), R4)
+    net = GraphNet([conv(3,8), conv(8,4)], nn.Linear(4,2), 4, flow='target_to_source').eval()
+    his = torch.stack([g.edge_index[1], g.edge_index[0]]) # ours: neighbour, node
+    x = g.x
+    for c in net.convs: x = c(x, his).relu()
+    near(net.embed(g), torch.stack([o.mean(0) for o in x.split(g.ptr.diff().tolist())]), 1e-5)

@@ -498,3 +498,69 @@ def test_bomb_in_a_column_of_a_store(store_file):
         except JetbookError as e: return str(e)
     said,peak = survives(_open, mb=4096)
     assert 'unpack to more' in said and peak < 100
+
+
+@pytest.fixture
+def corrected_file(store_file, tmp_path):
+    "A store whose jet 3 has a HCAL pixel of its own"
+    s = JetStore(store_file)
+    pixels = np.flatnonzero(s.images([3])[0, 2].numpy().ravel())[:1]
+    fix = (np.repeat([0, 1], [4, 37]), pixels, [7.0])
+    return s._replace(corrections=dict(HCAL=tuple(map(np.asarray, fix, ('i8', 'u2', 'f4'))))).save(tmp_path / 'c.jets.h5')
+
+
+@pytest.mark.parametrize('mmap', [False, True])
+def test_corrections_that_are_wrong(corrected_file, mmap):
+    "Are refused as wrong entries are"
+    opens = lambda fn: lambda: JetStore(edit(corrected_file, fn), mmap=mmap)
+    assert verify(corrected_file)['checksums'] == 15 and JetStore(corrected_file, mmap).corrections['HCAL'][2] == 7
+    where = 'HCAL/corrections/'
+    for name, value, text in (
+        ('pixel', np.array([15625], 'u2'), 'outside the image'),
+        ('pixel', np.zeros(2, 'u2'), 'unequal arrays'),
+        ('pixel', np.zeros(1, 'i4'), 'wrong types'),
+        ('value', np.array([np.nan], 'f4'), 'not finite'),
+        ('value', np.float32(1), 'not flat'),
+        ('offsets', np.zeros(41, 'i8'), 'does not divide'),
+        ('offsets', np.array([0, 1]), 'wrong length'),
+        ('offsets', np.repeat([0, 2**62, 1], [4, 1, 36]), 'does not divide'),
+    ):
+        refused(opens(replace(where + name, value)), 'HCAL/corrections', text, kind=StoreError)
+
+    def links(f):
+        del f['HCAL/corrections']
+        f['HCAL/corrections'] = h5py.SoftLink('/nowhere')
+
+    refused(opens(links), 'HCAL/corrections')
+    for fn in (lambda f: f.pop('HCAL/corrections'), lambda f: f.move('HCAL/corrections', 'HCAL/others')):
+        refused(opens(fn), 'header', kind=StoreError)
+    refused(opens(lambda f: f.attrs.pop('header_crc32')), 'header_crc32 is missing', kind=StoreError)
+    refused(opens(replace(where + 'pixel', [[1]])), 'HCAL/corrections')
+
+    def flip(f):
+        f[where + 'value'][0] = 8
+
+    refused(opens(flip)().check, 'HCAL/corrections/value is damaged', kind=StoreError)
+
+
+def test_a_header_that_was_changed(store_file):
+    "Is refused, though it fits the arrays; without a checksum of it, a file is an older one"
+    for name, value in (('layout', b'tau'), ('source', b'elsewhere'), ('cell', 0.02), ('created_by', b'x'), ('channels', np.array(['ECAL', 'Tracks', 'HCAL'], 'S'))):
+        changed = edit(store_file, _attr('/', name, np.bytes_(value) if isinstance(value, bytes) else value))
+        for fn in (lambda: JetStore(changed), lambda: verify(changed)):
+            refused(fn, 'The header of edited.jets.h5 is damaged', kind=StoreError)
+    old = edit(store_file, _attr('/', 'header_crc32', None))
+    assert len(JetStore(old)) == 40 and verify(old)['checksums'] == 12
+    for value in (0, 1.5, 'x', [1, 2], np.uint64(3), h5py.Empty('u4')):
+        refused(lambda: JetStore(edit(store_file, _attr('/', 'header_crc32', value))), 'header', kind=StoreError)
+        refused(lambda: JetStore(edit(store_file, _attr('pt', 'crc32', value))), '/pt: the attribute crc32 is wrong', kind=StoreError)
+        refused(lambda: verify(edit(store_file, _attr('ECAL/pixel', 'crc32', value))), '/ECAL/pixel: the attribute crc32 is wrong', kind=StoreError)
+
+
+def test_a_changed_store_that_is_saved_again(store_file, tmp_path):
+    "Has a header of its own"
+    s = JetStore(store_file)
+    s.cell = 0.03
+    s.source = 'elsewhere'
+    again = JetStore(s.save(tmp_path / 'again.jets.h5')).check()
+    assert (again.cell, again.source) == (0.03, 'elsewhere')

@@ -12,11 +12,12 @@ from jetbook.data.paths import OutputError
 
 @pytest.fixture
 def late_file(tmp_path):
-    "48 small jets of three channels; the second is of towers up to jet 20, the third up to jet 33: both are rewritten on the way"
+    "48 small jets of three channels: the first is of pixels, the second of towers with two odd jets, the third of towers up to jet 33: it is rewritten on the way"
     rng,x = np.random.default_rng(0),np.zeros((48,15,15,3),'f4')
     for c in range(3): x[...,c] = np.where(rng.random((48,3,3))<.3, rng.random((48,3,3)), 0).repeat(5,1).repeat(5,2)
-    x[rng.integers(0,48,60),rng.integers(0,15,60),rng.integers(0,15,60),0] = 1
-    x[20,3,3,1] = x[33,3,3,2] = 2
+    x[rng.integers(0,48,1500),rng.integers(0,15,1500),rng.integers(0,15,1500),0] = 1
+    x[4,3,3,1] = x[20,3,3,1] = x[4,3,3,2] = 2
+    x[33:,::2,::2,2] += 1
     with h5py.File(tmp_path/'late.h5','w') as f: f['X_jets'],f['y'],f['pt'],f['m0'] = x,np.arange(48)%2,rng.random(48),rng.random(48)
     return tmp_path/'late.h5'
 

@@ -8,7 +8,7 @@ import h5py, numpy as np, pytest, torch
 from hypothesis import assume, given, settings, strategies as st
 
 import jetbook.data.files as files
-from jetbook.data.store import JetStore
+from jetbook.data.store import JetStore, jet_keys, join
 from jetbook.data.files import array_source, from_images, open_source, pack, verify
 
 WIDTH = {np.float16:16, np.float32:32, np.float64:32}  # float64 images of numbers that float32 holds
@@ -45,7 +45,11 @@ def jet_images(draw, negative=False, max_jets=7):
     x,values = np.zeros((n,H,W,C), dtype),intensities(WIDTH[dtype], negative)
     def _cells(h, w): return st.lists(st.tuples(st.integers(0,n-1), st.integers(0,h-1), st.integers(0,w-1), values), max_size=8)
     for c in range(C):
-        kind = draw(st.sampled_from(['pixels','towers','late']))
+        kind = draw(st.sampled_from(['pixels','towers','late','odd']))
+        if kind=='odd' and up>1: # towers in plenty, and a jet that has one more pixel
+            for i in range(n): x[i,:gh*up,:,c] = draw(values)
+            x[draw(st.integers(0,n-1)),draw(st.integers(0,H-1)),draw(st.integers(0,W-1)),c] = draw(values)
+            continue
         if kind!='pixels':
             for i,r,q,v in draw(_cells(gh,gw)): x[i, r*up:(r+1)*up, q*up:(q+1)*up, c] = v
         if kind!='towers':
@@ -75,17 +79,34 @@ def test_signed(jets, step):
 
 @settings(max_examples=60)
 @given(jet_images(), st.integers(1,4000), st.data())
-def test_tower_granularity_is_used_where_it_holds(jets, step, data):
-    "A channel is stored by towers exactly when every block of every image is constant"
+def test_tower_granularity_is_used_where_it_is_smaller(jets, step, data):
+    "A channel whose blocks are constant is stored by towers; else means and corrections are kept if they take fewer bytes"
     x,up = jets
     with steps_of(step): s = from_images(x, channels_first=False, towers=up)
+    at_once = from_images(x, channels_first=False, towers=up)
     N,H,W,C = x.shape
     for c,name in enumerate(s.channels):
-        if H%up: holds = False
-        else:
-            blocks = bits(x[...,c]).reshape(N,H//up,up,W//up,up)
-            holds = bool((blocks==blocks[:,:,:1,:,:1]).all())
-        assert s.upsample[name]==(up if holds else 1)
+        if H%up or up==1:
+            assert s.upsample[name]==at_once.upsample[name]==1 and name not in s.corrections
+            continue
+        y = np.ascontiguousarray(x[...,c], np.float32)
+        blocks = y.reshape(N,H//up,up,W//up,up).swapaxes(2,3).reshape(N,-1,up*up)
+        whole = (bits(blocks)==bits(blocks)[...,:1]).all(-1)
+        total = sum(blocks[...,k].astype(np.float64) for k in range(up*up))  # in this order
+        means = np.where(whole, blocks[...,0], (total/up**2).astype(np.float32))
+        dark = np.where(whole, bits(blocks[...,0])==0, means==0)
+        means[dark] = 0
+        fixes = (bits(blocks)!=bits(means)[...,None]) & ~whole[...,None]
+        fewer = 6*(~dark).sum() + (6*fixes.sum()+8*N if fixes.any() else 0) <= 6*(bits(y)!=0).sum()
+        assert at_once.upsample[name]==(up if fewer else 1)
+        if whole.all(): assert s.upsample[name]==up
+        if s.upsample[name]==up:
+            assert fewer
+            o,p,v = s.entries[name]
+            eq = np.testing.assert_array_equal
+            eq(np.diff(o), (~dark).sum(1)); eq(p, np.nonzero(~dark)[1]); eq(bits(v), bits(means[~dark]))
+            none = (np.zeros(N+1,int),)
+            eq(np.diff(s.corrections.get(name, none)[0]), fixes.sum((1,2)))
 
 @settings(max_examples=100)
 @given(jet_images(), st.integers(1,4000), st.data())
@@ -150,12 +171,14 @@ def test_dense_and_back(jets, step, chunked):
     with folder() as d, steps_of(step):
         s.to_dense(d/'x.h5', chunks=(1,*x.shape[1:]) if chunked else None, compression='gzip' if chunked else None)
         with h5py.File(d/'x.h5') as f: np.testing.assert_array_equal(bits(f['X_jets'][:]), bits(x))
+        s = from_images(x, channels_first=False, towers=up)  # in the same steps
         t = pack(d/'x.h5', d/'x.jets.h5', 'array', names(x), up, channels_first=False, progress=False)
         s.save(d/'y.jets.h5')
         for u in (t, JetStore(d/'y.jets.h5'), JetStore(d/'y.jets.h5', mmap=True)):
-            assert u.upsample==s.upsample
-            for k in s.channels:
-                for a,b in zip(s.entries[k],u.entries[k]): assert a.dtype==b.dtype and a.tobytes()==b.tobytes()
+            assert u.upsample==s.upsample and list(u.corrections)==list(s.corrections)
+            for mine,others in [(s.entries[k],u.entries[k]) for k in s.channels] + [(s.corrections[k],u.corrections[k]) for k in s.corrections]:
+                for a,b in zip(mine,others): assert a.dtype==b.dtype and a.tobytes()==b.tobytes()
+        assert (d/'x.jets.h5').stat().st_size==(d/'y.jets.h5').stat().st_size
 
 @settings(max_examples=60)
 @given(jet_images(), st.data())
@@ -163,6 +186,7 @@ def test_clouds_agree_with_images(jets, data):
     "Painting every entry of the cloud as a tower around its centre gives the images"
     x,up = jets
     s = from_images(x, channels_first=False, towers=up)
+    s = s._replace(corrections={})  # clouds are of the towers' means
     idx = np.array(data.draw(st.lists(st.integers(0,len(x)-1), max_size=10)), int)
     c,image = s.clouds(idx),np.zeros((len(idx),x.shape[3],*x.shape[1:3]), np.float32)
     jet = np.repeat(np.arange(len(idx)), np.diff(c.offsets))
@@ -187,6 +211,9 @@ def test_select(jets, data):
     same(s.select(channels=chs), x[...,[s.channels.index(k) for k in chs]])
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(x), max_size=len(x))))
     same(s.select(mask), x[mask])
+    both = join([s, t, s.select(mask)])
+    same(both, np.concatenate([x, x[order], x[mask]]))
+    np.testing.assert_array_equal(jet_keys(both), np.concatenate([jet_keys(s), jet_keys(s)[order], jet_keys(s)[mask]]))
 
 @settings(max_examples=60)
 @given(jet_images(), jet_images(), st.data())
@@ -213,6 +240,7 @@ def test_torch_path_gives_the_same_images(jets, data):
     x,up = jets
     s = from_images(x, channels_first=False, towers=up)
     idx = torch.tensor(data.draw(st.lists(st.integers(0,len(x)-1), min_size=1, max_size=8)))
-    t = s._replace(entries={k:(torch.tensor(o), torch.tensor(p.astype(np.int32)), torch.tensor(v)) for k,(o,p,v) in s.entries.items()})
+    as_torch = lambda entries: {k:(torch.tensor(o), torch.tensor(p.astype(np.int32)), torch.tensor(v)) for k,(o,p,v) in entries.items()}
+    t = s._replace(entries=as_torch(s.entries), corrections=as_torch(s.corrections))
     out = _images_torch(t, idx)
     np.testing.assert_array_equal(bits(out.numpy()), bits(s.images(idx).numpy()))

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 import jetbook.train.runs as runs
 from conftest import survives, tamper
 from jetbook.data.loaders import split
-from jetbook.data.paths import InUse, locked, OutputError
+from jetbook.data.paths import InUse, locked, MissingFile, OutputError
 from jetbook.data.store import ConfigError, DataError, JetbookError, JetStore, toy_jets
 from jetbook.train.recipes import RESERVED, recipe
 from jetbook.train.runs import Run, compare, compare_plot, evaluate, fingerprint, fit_weights, load_bundle, predict, save_bundle, score, train
@@ -324,6 +324,9 @@ def test_scores_of_other_weights_are_refused(run, store, tmp_path):
     with pytest.raises(DataError, match='scores of other weights than those of 0'): a.scores('valid')
     evaluate(a, store, 'valid')
     assert len(a.scores('valid')['score'])==90
+    (b.path/'model.safetensors').unlink()
+    (b.path/'model.safetensors').symlink_to('nowhere')
+    with pytest.raises(MissingFile): b.scores('valid')
 
 def test_a_training_by_hand_is_a_run(store, folder):
     learn = test_clf(store, width=8)

@@ -295,3 +295,37 @@ def test_independent_jets_keep_every_value(qg):
     for k in qg.channels:
         for a, b in zip(alone.entries[k][1:], qg.entries[k][1:]):
             assert np.array_equal(np.sort(a), np.sort(b))
+
+
+# R3's preparation
+
+
+def test_the_scale_of_a_set_is_r3s_own(toy):
+    from jetbook.ae.vae import SetScale
+    from jetbook.data.transforms import Resize
+
+    x = Resize(32)(toy.images())
+    standard = np.clip((x - x.mean()).numpy() / x.numpy().std(), 0, None)
+    want = standard / standard.max((0, 2, 3), keepdims=True)
+    scale = SetScale.from_store(toy, 32)
+    np.testing.assert_allclose(scale(x).numpy(), want, rtol=1e-3, atol=1e-5)
+    assert scale(10 * x).max() == 1  # a brighter jet than all of the training part
+    back = scale.decode(scale(x))
+    torch.testing.assert_close(back, torch.where(x > scale.mean, x, 0.0), rtol=1e-3, atol=1e-5)
+
+
+def test_the_scale_of_a_set_belongs_to_the_run(toy, tmp_path):
+    run = train('vae', toy, tmp_path / 'run', epochs=1, latent=2, bs=32, progress=False)
+    seen = run.learner(toy).dls.train.idx
+    from jetbook.ae.vae import SetScale
+
+    scale = next(f for f in run.learner().dls.train.tfms.fs if isinstance(f, SetScale))
+    torch.testing.assert_close(scale.top, SetScale.from_store(toy.select(np.sort(seen)), 32).top, rtol=1e-4, atol=0)
+
+
+def test_padded_vae_sees_each_image_by_itself(toy):
+    from jetbook.ae.vae import padded_vae
+
+    x, _ = padded_vae(toy, split(toy), latent=2, bs=32).dls.one_batch()
+    assert x.shape[-1] == 32
+    close(x.amax((2, 3)), torch.ones(len(x), 1), 1e-5)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Hurdle', 'reparameterise', 'latent_kl', 'Variational', 'ELBO', 'kl_share', 'KLAnneal', 'vae_learner', 'VAE',
-           'active_units', 'vae_metrics', 'vae', 'SqrtLog', 'SparseVAE', 'sparse_vae', 'latents', 'latent_map']
+           'active_units', 'vae_metrics', 'SetScale', 'vae', 'padded_vae', 'SqrtLog', 'SparseVAE', 'sparse_vae',
+           'latents', 'latent_map']
 
 # %% ../../nbs/03_vae.ipynb #c3b42127
 import warnings
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import AvgMetric, Learner
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn, Tensor
 from torch.distributions import MultivariateNormal
 from ..data.store import ConfigError, DataError, JetStore
-from ..data.transforms import Flip, JetTransform, MinMax, Pad
+from ..data.transforms import Flip, JetTransform, MinMax, Pad, Resize
 from ..data.loaders import jet_dls, Split
 from ..losses import BCEReconstruction, GaussianNLL, KLDivergence
 from ..train.recipes import recipe, Takes
@@ -286,6 +288,48 @@ def vae_metrics(
     )
     return {**metrics, **own}, {**arrays, 'kl': kl.numpy()}
 
+# %% ../../nbs/03_vae.ipynb #e59cf4c8
+class SetScale(JetTransform):
+    "R3's scale of a whole set: standardise, clip at 0, divide by each channel's maximum; at most 1"
+
+    def __init__(
+        self,
+        mean: float,  # of all pixels
+        std: float,  # of all pixels
+        top,  # largest value of each channel after standardising (C,)
+    ):
+        super().__init__()
+        self.mean = torch.tensor(float(mean))
+        self.std = torch.tensor(float(std)).clamp_min(1e-12)
+        self.top = torch.as_tensor(top, dtype=torch.float32).clamp_min(1e-12).view(1, -1, 1, 1)
+
+    @classmethod
+    def from_store(
+        cls,
+        store: JetStore,  # the training jets
+        side: int,  # pixels per side to which images are resized first
+    ):  # SetScale
+        "Take the numbers from a store"
+        n = total = squares = 0
+        tops = []
+        for i in range(0, len(store), 512):
+            x = Resize(side)(store.images(range(i, min(i + 512, len(store))))).cpu()
+            n += x.numel()
+            total += x.sum(dtype=torch.float64).item()
+            squares += x.square().sum(dtype=torch.float64).item()
+            tops.append(x.amax((0, 2, 3)))
+        mean = total / n
+        std = max(squares / n - mean**2, 0) ** 0.5
+        return cls(mean, std, (torch.stack(tops).amax(0) - mean) / max(std, 1e-12))
+
+    def encodes(self, x: Tensor):  # images (B, C, H, W)
+        mean, std, top = (o.to(x.device) for o in (self.mean, self.std, self.top))
+        return (((x - mean) / std).clamp_min(0) / top).clamp_max(1)
+
+    def decodes(self, y: Tensor):  # transformed images (B, C, H, W)
+        mean, std, top = (o.to(y.device) for o in (self.mean, self.std, self.top))
+        return torch.where(y > 0, y * top * std + mean, 0)
+
 # %% ../../nbs/03_vae.ipynb #ab112dc3
 def _bce(pred, target):
     return BCEReconstruction(per='pixel')(pred[0], target)
@@ -300,18 +344,16 @@ def _numbers(store, settings):
     return 3 * 256 * -((-store.width // 16) ** 2) * settings['latent']
 
 
-@recipe(
-    task='reconstruct',
-    reference='R3',
-    epochs=20,
-    lr_max=1e-4,
-    schedule='flat',
-    evaluate=vae_metrics,
-    takes=Takes(numbers=_numbers),
-)
-def vae(
-    store: JetStore,  # the jets
-    split: Split = None,  # which to train on; default: `split(store)`
+def _side(store):
+    "Height and width that halve four times"
+    return -(-store.width // 16) * 16
+
+
+def _vae(
+    store,
+    split,
+    tfms,
+    channels,
     *,
     latent: int = 2048,  # latent dimensions
     loss: Literal['bce', 'gaussian'] = 'bce',  # R3's code, or its text
@@ -321,16 +363,56 @@ def vae(
     cycles: int = 1,  # number of ramps
     free_bits: float = 0.0,  # nats a latent dimension that are free
     precision: Literal['fp32', 'bf16'] = 'fp32',  # of the matrix products
-    channels: list | None = None,  # names; default: all
     bs: int = 128,  # jets per batch
-):  # Learner
-    "Convolutional variational autoencoder, as R3 but for its scaling of the images"
-    side = -(-store.width // 16) * 16
-    tfms = [MinMax(), Pad(side)]
+):
     dls = jet_dls(store, split, task='reconstruct', channels=channels, tfms=tfms, bs=bs)
-    model = VAE(latent, len(dls.train.channels), side, precision == 'bf16')
+    model = VAE(latent, len(dls.train.channels), _side(store), precision == 'bf16')
     elbo = ELBO(_bce, weight, beta, free_bits) if loss == 'bce' else ELBO(_gaussian, 1.0, beta, free_bits)
     return vae_learner(dls, model, elbo, warmup, cycles)
+
+
+@recipe(
+    task='reconstruct',
+    reference='R3',
+    epochs=20,
+    lr_max=1e-4,
+    schedule='flat',
+    evaluate=vae_metrics,
+    takes=Takes(numbers=_numbers),
+    version=2,
+)
+@delegates(_vae)
+def vae(
+    store: JetStore,  # the jets
+    split: Split = None,  # which to train on; default: `split(store)`
+    *,
+    channels: list | None = None,  # names; default: all
+    **kwargs,
+):  # Learner
+    "Convolutional variational autoencoder, as R3"
+    side = _side(store)
+    scale = SetScale.from_store(store.to('cpu').select(split.train, channels), side)
+    return _vae(store, split, [Resize(side), scale], channels, **kwargs)
+
+# %% ../../nbs/03_vae.ipynb #b61dccba
+@recipe(
+    task='reconstruct',
+    epochs=20,
+    lr_max=1e-4,
+    schedule='flat',
+    evaluate=vae_metrics,
+    takes=Takes(numbers=_numbers),
+)
+@delegates(_vae)
+def padded_vae(
+    store: JetStore,  # the jets
+    split: Split = None,  # which to train on; default: `split(store)`
+    *,
+    channels: list | None = None,  # names; default: all
+    **kwargs,
+):  # Learner
+    "R3's network on padded images, each channel of a jet scaled to [0,1] by itself"
+    return _vae(store, split, [MinMax(), Pad(_side(store))], channels, **kwargs)
 
 # %% ../../nbs/03_vae.ipynb #6d9a7f28
 def _sqrt_log(x, floor):

@@ -200,7 +200,7 @@ class ReconstructionError(TrainedDetector):
         return self.learn.loss_func.each(model(x), x)
 
 # %% ../../nbs/06b_reconstruction.ipynb #86609a08
-@recipe(task='anomaly', reference='R6')
+@recipe(task='anomaly')
 def ae(
     *,
     bottleneck: int = 100,  # latent dimensions
@@ -208,7 +208,7 @@ def ae(
     epochs: int = 30,  # of training
     random_state: int = 0,  # seed of the training
 ):  # ReconstructionError
-    "Mean squared error of an autoencoder trained on background"
+    "Mean squared error of an autoencoder trained on background, after R6"
     return ReconstructionError('mse', bottleneck, power, epochs=epochs, random_state=random_state)
 
 
@@ -224,7 +224,7 @@ def ae_remapped(
     return ReconstructionError('mse', bottleneck, power, epochs=epochs, random_state=random_state)
 
 
-@recipe(task='anomaly', reference='R1')
+@recipe(task='anomaly')
 def ae_weighted(
     *,
     bottleneck: int = 2,  # latent dimensions

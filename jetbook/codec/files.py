@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 import numpy as np
@@ -303,8 +304,13 @@ class PixelCodec:
         self,
         store: JetStore,  # all jets
     ):  # the store as this codec sees it
-        "Check that the store is of the right kind"
+        "Check that the store is of the right kind; corrections of its towers are not coded, which is said"
         check_codable(store)
+        for offsets, _, _ in store.corrections.values():
+            n = int((np.diff(offsets) > 0).sum())
+            warnings.warn(
+                f'{n:,} of {len(store):,} jets are not made of towers: their towers\' means are coded'
+            )
         m = self.coder.model
         up = store.upsample[store.channels[0]]
         if (store.height // up, store.width // up, up) != (*m.shape, m.up):

@@ -54,6 +54,7 @@ from jetbook.data.paths import (
 )
 from jetbook.data.hdf5 import (
     check_sums,
+    finish_store,
     h5_attr,
     h5_dataset,
     MAX_CHUNK,
@@ -66,9 +67,7 @@ from jetbook.data.hdf5 import (
 )
 
 # %% ../../nbs/00c_files.ipynb #1b820869
-# unsigned: a signed index would be checked for counting from the end
-BLOCK = np.uint64(128)
-PART = np.uint64(16)
+PART = np.uint64(16)  # unsigned: a signed index would be checked for counting from the end
 
 
 @kernel(inline='always')
@@ -79,85 +78,172 @@ def _any(row, j, n):
     return acc != 0
 
 
+@kernel(inline='always')
+def _collect(row, lo, hi, lit, m):
+    "Write the positions of the non-zero values of `row[lo:hi]` to `lit`, from `m` on; returns where they end"
+    for j in range(lo, hi):
+        lit[m] = j
+        m += np.uint64(row[j] != 0)
+    return m
+
+
+@kernel(inline='always')
+def _by_channel(row, lit, m, C, pixel, bits, pos):
+    "Write the `m` values of `row` at `lit` to their channels"
+    for k in range(m):
+        q = lit[k] // C
+        c = lit[k] - q * C
+        p = pos[c]
+        pixel[c, p] = q
+        bits[c, p] = row[lit[k]]
+        pos[c] = p + 1
+
+
 @kernel
 def _sparsify(x, C, pixel, bits, counts, pos):
     """Write the non-zero entries of `x` (n, H*W*C) uint32 to `pixel` and `bits` (C, cap), from `pos` (C,) on;
     moves `pos` and writes entries per jet to `counts` (C, n)"""
     n = len(x)
     L = np.uint64(x.shape[1])
-    lit = np.empty(BLOCK + np.uint64(1), np.int64)
+    end = L - L % PART
+    lit = np.empty(L + np.uint64(1), np.uint32)
     for i in range(n):
         row = x[i]
         counts[:, i] = -pos
-        for j0 in range(np.uint64(0), L, BLOCK):
-            if j0 + BLOCK <= L and not _any(row, j0, BLOCK):
-                continue
-            m = np.uint64(0)
-            for j1 in range(j0, min(j0 + BLOCK, L), PART):
-                if j1 + PART <= L and not _any(row, j1, PART):
-                    continue
-                for j in range(j1, min(j1 + PART, L)):
-                    lit[m] = j
-                    m += np.uint64(row[j] != 0)
-            for k in range(m):
-                q = lit[k] // C
-                c = lit[k] - q * C
-                pixel[c, pos[c]] = q
-                bits[c, pos[c]] = row[lit[k]]
-                pos[c] += 1
+        m = np.uint64(0)
+        for j in range(np.uint64(0), end, PART):
+            if _any(row, j, PART):
+                m = _collect(row, j, j + PART, lit, m)
+        m = _collect(row, end, L, lit, m)
+        if C == 3:  # constants the compiler can divide by
+            _by_channel(row, lit, m, np.uint32(3), pixel, bits, pos)
+        elif C == 1:
+            _by_channel(row, lit, m, np.uint32(1), pixel, bits, pos)
+        else:
+            _by_channel(row, lit, m, np.uint32(C), pixel, bits, pos)
         counts[:, i] += pos
 
 # %% ../../nbs/00c_files.ipynb #4b4972ba
 @kernel
-def _to_towers(counts, pixel, bits, W, up, new_counts):
-    "Entries at pixel granularity -> one a tower, in place; returns their number, or -1 if some tower is not constant"
-    gw = W // up
-    src = 0
-    dst = 0
-    for i in range(len(counts)):
-        begin = dst
-        lit = np.zeros(gw, np.int64)  # the band's towers: where each was put, plus one
-        band = -1
-        for k in range(src, src + counts[i]):
-            r = np.uint32(pixel[k]) // np.uint32(W)
-            q = np.uint32(pixel[k]) - r * np.uint32(W)
-            t = q // np.uint32(up)
-            if r // np.uint32(up) != band:
-                band = r // np.uint32(up)
-                lit[:] = 0
-            if r == band * up and q == t * np.uint32(up):
-                pixel[dst] = band * gw + t
-                bits[dst] = bits[k]
-                dst += 1
-                lit[t] = dst
-            elif lit[t] == 0 or bits[lit[t] - 1] != bits[k]:
-                return -1
-        if (dst - begin) * up * up != counts[i]:
+def _whole_towers(pixel, bits, W, up, lit, out_pixel, out_bits):
+    "Entries of a jet by pixel -> one a tower; returns their number, or -1 if some tower is not constant"
+    band = -1
+    n = 0
+    for k in range(len(pixel)):
+        r = np.uint32(pixel[k]) // np.uint32(W)
+        q = np.uint32(pixel[k]) - r * np.uint32(W)
+        t = q // np.uint32(up)
+        if r // np.uint32(up) != band:
+            band = r // np.uint32(up)
+            lit[:] = 0  # the band's towers: where each was put, plus one
+        if r == band * up and q == t * np.uint32(up):
+            out_pixel[n] = band * len(lit) + t
+            out_bits[n] = bits[k]
+            n += 1
+            lit[t] = n
+        elif lit[t] == 0 or out_bits[lit[t] - 1] != bits[k]:
             return -1
-        new_counts[i] = dst - begin
-        src += counts[i]
-    return dst
+    return n if n * up * up == len(pixel) else -1
+
+
+@kernel
+def _mean_towers(image, H, W, up, out_pixel, out_bits, fix_pixel, fix_bits):
+    """Bits of an image (H*W,) -> the mean of each tower, and the pixels that differ from it;
+    returns the numbers of both, or -1 for that of the pixels if they are more than there is room for"""
+    values = image.view(np.float32)
+    means = out_bits.view(np.float32)
+    gw = W // up
+    m = 0
+    x = 0
+    for t in range(H // up * gw):
+        first = (t // gw * W + t % gw) * up
+        total = 0.0
+        same = True
+        for q in range(up * up):
+            at = first + q // up * W + q % up
+            total += values[at]
+            same &= image[at] == image[first]
+        mean = values[first] if same else np.float32(total / (up * up))
+        kept = image[first] if same else np.uint32(0)
+        if kept or mean:
+            out_pixel[m] = t
+            means[m] = mean
+            kept = out_bits[m]
+            m += 1
+        for q in range(0 if same else up * up):
+            at = first + q // up * W + q % up
+            if image[at] != kept:
+                if x == len(fix_pixel):
+                    return m, -1
+                fix_pixel[x] = at
+                fix_bits[x] = image[at]
+                x += 1
+    return m, x
+
+
+@kernel
+def _to_towers(counts, pixel, bits, H, W, up, fix_pixel, fix_bits):
+    """Entries by pixel -> one a tower, and corrections into `fix_pixel` and `fix_bits`; returns entries per jet,
+    their pixels and bits, and corrections per jet, the last of which is -1 if there is no room for them"""
+    new = np.zeros(len(counts), np.int64)
+    fixes = np.zeros(len(counts), np.int64)
+    out_pixel = np.empty(len(pixel), np.uint16)
+    out_bits = np.empty(len(pixel), np.uint32)
+    lit = np.zeros(W // up, np.int64)
+    image = np.zeros(H * W, np.uint32)
+    src = 0
+    m = 0
+    x = 0
+    for i in range(len(counts)):
+        end = src + counts[i]
+        p = pixel[src:end]
+        b = bits[src:end]
+        src = end
+        new[i] = _whole_towers(p, b, W, up, lit, out_pixel[m:], out_bits[m:])
+        if new[i] < 0:
+            image[:] = 0
+            for k in range(len(p)):
+                image[p[k]] = b[k]
+            out = (out_pixel[m:], out_bits[m:], fix_pixel[x:], fix_bits[x:])
+            new[i], fixes[i] = _mean_towers(image, H, W, up, *out)
+            if fixes[i] < 0:
+                fixes[-1] = -1
+                break
+        m += new[i]
+        x += fixes[i]
+    return new, out_pixel[:m], out_bits[:m], fixes
 
 # %% ../../nbs/00c_files.ipynb #27fdbe42
 @kernel
-def _to_pixels(counts, pixel, bits, W, up, out_pixel, out_bits):
-    "One entry a tower -> `up`x`up` pixels each, sorted by pixel within a jet"
+def _to_pixels(counts, pixel, bits, fixes, fix_pixel, fix_bits, H, W, up):
+    "One entry a tower, and corrections -> entries by pixel, sorted within a jet: counts, pixel, bits"
     gw = W // up
+    most = len(pixel) * up * up + len(fix_pixel)
+    new = np.zeros(len(counts), np.int64)
+    out_pixel = np.empty(most, np.uint16)
+    out_bits = np.empty(most, np.uint32)
+    image = np.zeros(H * W, np.uint32)
     src = 0
+    x = 0
     dst = 0
     for i in range(len(counts)):
-        end = src + counts[i]
-        while src < end:
-            stop = src
-            while stop < end and pixel[stop] // gw == pixel[src] // gw:
-                stop += 1
-            for dr in range(up):
-                for k in range(src, stop):
-                    for dq in range(up):
-                        out_pixel[dst] = (pixel[k] // gw * up + dr) * W + pixel[k] % gw * up + dq
-                        out_bits[dst] = bits[k]
-                        dst += 1
-            src = stop
+        begin = dst
+        for k in range(src, src + counts[i]):
+            first = (pixel[k] // gw * W + pixel[k] % gw) * up
+            for q in range(up * up):
+                image[first + q // up * W + q % up] = bits[k]
+        for k in range(x, x + fixes[i]):
+            image[fix_pixel[k]] = fix_bits[k]
+        for q in range(H * W):
+            if image[q]:
+                out_pixel[dst] = q
+                out_bits[dst] = image[q]
+                image[q] = 0
+                dst += 1
+        src += counts[i]
+        x += fixes[i]
+        new[i] = dst - begin
+    return new, out_pixel[:dst], out_bits[:dst]
 
 # %% ../../nbs/00c_files.ipynb #5836eaa8
 READ_BYTES = 2**22  # dense bytes to read at a time: they stay in the processor's cache until they are packed
@@ -1109,7 +1195,7 @@ def check_labels(
 
 # %% ../../nbs/00c_files.ipynb #52ff7e1d
 _MARK = '.jetbook.pack'  # by which a folder is known as one of `pack`
-_PARTS = r'\d+\.\d+\.(count|pixel|value)|dropped|progress\.(jsonl|tmp)|store\.h5|\.jetbook\.pack'
+_PARTS = r'\d+\.\d+\.(fix_)?(count|pixel|value)|dropped|progress\.(jsonl|tmp)|store\.h5|\.jetbook\.pack'
 
 
 class _Part:
@@ -1120,7 +1206,7 @@ class _Part:
         self.names = names
         self.rec = folder / 'progress.jsonl'
         self.files = {}
-        self.new = [0] * len(names)
+        self.new = []
         self.gone = 0
         self.log = None
         for p in self.folder.iterdir():
@@ -1130,7 +1216,7 @@ class _Part:
         self.state = self._last_record()
         if not self.usable(key):
             self.state = dict(key=key, done=0, dropped=0, up={}, crc={}, rounded=0, zeroed=0)
-            self.state['entries'] = dict.fromkeys(names, 0)
+            self.state |= {k: dict.fromkeys(names, 0) for k in ('entries', 'corrections', 'pixels')}
             remove_named(self.folder, _PARTS)
         (self.folder / _MARK).touch()
 
@@ -1152,8 +1238,10 @@ class _Part:
         st = self.state
         res = {('dropped',): 8 * st['dropped']}
         for c, name in enumerate(self.names):
-            n = st['entries'][name]
-            res |= {(c, 'count'): 8 * self.kept, (c, 'pixel'): 2 * n, (c, 'value'): 4 * n}
+            n = {'': st['entries'][name], 'fix_': st['corrections'][name]}
+            for kind in ('', 'fix_') if st['up'][name] > 1 else ('',):
+                sizes = (8 * self.kept, 2 * n[kind], 4 * n[kind])
+                res |= {(c, kind + k): size for k, size in zip(('count', 'pixel', 'value'), sizes)}
         return res
 
     @property
@@ -1198,11 +1286,12 @@ class _Spool(_Part):
         self.files[k].write(data)
         self.crc[_name(k)] = zlib.crc32(data, self.crc.get(_name(k), 0))
 
-    def append(self, c, count, pixel, bits):
-        "Write a chunk of channel `c`"
-        for kind, a in (('count', count), ('pixel', pixel), ('value', bits)):
+    def append(self, c, arrays, pixels):
+        "Write a chunk of channel `c`, file -> array; it has so many lit `pixels`"
+        for kind, a in arrays.items():
             self.write((c, kind), a)
-        self.new[c] += len(pixel)
+        fixes = len(arrays.get('fix_pixel', ()))
+        self.new.append((self.names[c], dict(entries=len(arrays['pixel']), corrections=fixes, pixels=pixels)))
 
     def drop(self, jets):
         "Leave out jets of the source (k,), by their numbers"
@@ -1219,9 +1308,10 @@ class _Spool(_Part):
             f.flush()
         self.state['dropped'] += self.gone
         self.gone = 0
-        for c, k in enumerate(self.names):
-            self.state['entries'][k] += self.new[c]
-        self.new = [0] * len(self.names)
+        for name, more in self.new:
+            for k, n in more.items():
+                self.state[k][name] += n
+        self.new = []
         self.state |= dict(done=done, crc=dict(self.crc))
         self.record()
 
@@ -1229,12 +1319,10 @@ class _Spool(_Part):
         "Append the state to the record"
         print(json.dumps(self.state), file=self.log, flush=True)
 
-    def read(self, c):
-        "count, pixel, value of channel `c` as memory-mapped arrays"
-        return [
-            np.memmap(self.path(c, k), t, 'r') if self.path(c, k).stat().st_size else np.empty(0, t)
-            for k, t in (('count', np.int64), ('pixel', np.uint16), ('value', np.uint32))
-        ]
+    def read(self, c, kind=''):
+        "count, pixel, value of channel `c`, or of its corrections (`kind` 'fix_'), as memory-mapped arrays"
+        files = [(self.path(c, kind + k), t) for k, t in zip(('count', 'pixel', 'value'), ('i8', 'u2', 'u4'))]
+        return [np.memmap(p, t, 'r') if p.stat().st_size else np.empty(0, t) for p, t in files]
 
     def close(self):
         "Close all files; a full disk may fail again here, but what counts was committed"
@@ -1244,29 +1332,33 @@ class _Spool(_Part):
 
 # %% ../../nbs/00c_files.ipynb #21c834c0
 @patch
-def _expand(self: _Spool, c, W, step=4096):
-    "Rewrite channel `c` of images `W` pixels wide at pixel granularity"
+def _expand(self: _Spool, c, H, W, step=4096):
+    "Rewrite channel `c` of images of `H` x `W` pixels at pixel granularity"
     name = self.names[c]
-    count, pixel, bits = self.read(c)
     up = self.state['up'][name]
+    entries = self.read(c)
+    fixes = self.read(c, 'fix_')
+    for k in [k for k in self.files if k[0] == c]:
+        self.files.pop(k).close()
+        self.crc.pop(_name(k), None)
     total = 0
-    at = 0
-    for kind in ('count', 'pixel', 'value'):
-        self.files.pop((c, kind)).close()
+    at = [0, 0]
     with contextlib.ExitStack() as s:
-        fs = {k: s.enter_context(open(self.folder / f'{c}.1.{k}', 'wb')) for k in ('count', 'pixel', 'value')}
+        fs = [s.enter_context(open(self.folder / f'{c}.1.{k}', 'wb')) for k in ('count', 'pixel', 'value')]
         for lo in range(0, self.kept, step):
-            cnt = np.array(count[lo : lo + step])
-            m = int(cnt.sum())
-            p = np.empty(m * up * up, np.uint16)
-            b = np.empty(m * up * up, np.uint32)
-            _to_pixels(cnt, np.array(pixel[at : at + m]), np.array(bits[at : at + m]), W, up, p, b)
-            for k, a in (('count', cnt * up * up), ('pixel', p), ('value', b)):
-                fs[k].write(a.data)
-            at += m
-            total += len(p)
+            part = []
+            for i, (count, pixel, bits) in enumerate((entries, fixes)):
+                cnt = np.array(count[lo : lo + step])
+                end = at[i] + int(cnt.sum())
+                part += [cnt, np.array(pixel[at[i] : end]), np.array(bits[at[i] : end])]
+                at[i] = end
+            made = _to_pixels(*part, H, W, up)
+            for f, a in zip(fs, made):
+                f.write(a.data)
+            total += len(made[1])
     self.state['up'][name] = 1
     self.state['entries'][name] = total
+    self.state['corrections'][name] = 0
     for kind in ('count', 'pixel', 'value'):
         self.files[c, kind] = open(self.path(c, kind), 'ab')
         self.crc[_name((c, kind))] = self.state['crc'][_name((c, kind))] = file_checksum(self.path(c, kind))
@@ -1380,18 +1472,34 @@ def _read_sparse(src, lo, hi, pixel, bits):
     return counts, pos, rounded
 
 
-def _append(spool, c, W, counts, pixel, bits):
-    "Append a chunk of channel `c`, as towers while that holds"
-    up = spool.state['up'][spool.names[c]]
-    if up > 1:
-        p = pixel.copy()
-        b = bits.copy()
-        new = np.empty(len(counts), np.int64)
-        m = _to_towers(counts, p, b, W, up, new)
-        if m >= 0:
-            return spool.append(c, new, p[:m], b[:m])
-        spool._expand(c, W)
-    spool.append(c, counts, pixel, bits)
+def _by_towers(st, name, jets, H, W, up, counts, pixel, bits):
+    """A chunk of a channel as towers with corrections, file -> array; None where pixels take fewer bytes for it
+    and all that is packed so far"""
+    room = st['pixels'][name] + len(pixel) - st['entries'][name] - st['corrections'][name]
+    most = min(room, len(counts) * H * W)
+    fix_pixel = np.empty(most, np.uint16)
+    fix_bits = np.empty(most, np.uint32)
+    new, towers, b, fixes = _to_towers(counts, pixel, bits, H, W, up, fix_pixel, fix_bits)
+    if len(fixes) and fixes[-1] < 0:
+        return None
+    x = int(fixes.sum())
+    if x + st['corrections'][name] and 6 * (room - len(towers) - x) < 8 * jets:  # offsets of the corrections
+        return None
+    res = dict(count=new, pixel=towers, value=b)
+    return res | dict(fix_count=fixes, fix_pixel=fix_pixel[:x], fix_value=fix_bits[:x])
+
+
+def _append(spool, c, H, W, counts, pixel, bits):
+    "Append a chunk of channel `c`, by towers as long as that takes fewer bytes than pixels"
+    st = spool.state
+    name = spool.names[c]
+    arrays = None
+    if st['up'][name] > 1:
+        jets = spool.kept + len(counts)
+        arrays = _by_towers(st, name, jets, H, W, st['up'][name], counts, pixel, bits)
+        if arrays is None:
+            spool._expand(c, H, W)
+    spool.append(c, arrays or dict(count=counts, pixel=pixel, value=bits), len(pixel))
 
 
 def _allowed(src, negative, bad='error'):
@@ -1424,7 +1532,7 @@ def _fill_spool(src, spool, towers, negative, progress, bad='error'):
                 if not good.all():
                     mask = np.repeat(good, counts[c])
                     p, v = p[mask], v[mask]
-                _append(spool, c, W, counts[c][good], p, v.view(np.uint32))
+                _append(spool, c, H, W, counts[c][good], p, v.view(np.uint32))
             spool.drop(lo + np.flatnonzero(~good))
             st['rounded'] += rounded
             st['zeroed'] += zeroed
@@ -1452,23 +1560,29 @@ def _write_values(group, name, a, dtype, step=2**24):
     d.attrs['crc32'] = np.uint32(checksum_of_pieces(d.dtype, d.shape, _pieces()))
 
 
+def _write_entries(group, count, pixel, bits, value_dtype):
+    "The arrays of a channel, or of its corrections"
+    write_array(group, 'offsets', np.concatenate([[0], np.cumsum(count, dtype=np.int64)]))
+    _write_values(group, 'pixel', pixel, np.uint16)
+    _write_values(group, 'value', bits.view(np.float32), value_dtype)
+
+
 def _assemble(src, spool, dest, value_dtype):
     "The store file from the finished spool"
     H, W, C = src.shape
     with new_h5(dest, spool.folder / 'store.h5', **NEW_H5) as f:
         write_header(f, H, W, src.channels, src.name, src.layout, src.cell)
         for c, k in enumerate(src.channels):
-            count, pixel, bits = spool.read(c)
             g = f.create_group(k)
             g.attrs['upsample'] = spool.state['up'][k]
-            write_array(g, 'offsets', np.concatenate([[0], np.cumsum(count, dtype=np.int64)]))
-            _write_values(g, 'pixel', pixel, np.uint16)
-            _write_values(g, 'value', bits.view(np.float32), value_dtype)
+            _write_entries(g, *spool.read(c), value_dtype)
+            if spool.state['corrections'][k]:
+                _write_entries(g.create_group('corrections'), *spool.read(c, 'fix_'), value_dtype)
         kept = np.ones(src.n, bool)
         kept[spool.dropped()] = False
         for k, v in src.columns.items():
             write_array(f, k, v[kept])
-        f.attrs['complete'] = True
+        finish_store(f)
 
 
 def _warn(src, state):
@@ -1499,7 +1613,9 @@ def _report(store, rounded, notes=()):
     for line in notes:
         print(line)
     for k, u in store.upsample.items():
-        print(f'{k}: {f"towers, {u}x{u} pixels each" if u > 1 else "pixels"}')
+        print(f'{k}: {f"towers, {u}x{u} pixels each" if u > 1 else "pixels"}', end='')
+        odd = np.diff(store.corrections[k][0]).astype(bool).sum() if k in store.corrections else 0
+        print(f'; {odd:,} jets are not made of them: corrected pixel by pixel' if odd else '')
     if rounded:
         print(f'{rounded:,} values of the source do not fit float32 and were rounded')
     print(store)

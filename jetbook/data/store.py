@@ -179,6 +179,7 @@ class JetStore:
 
     origin = None  # the file the jets are from
     target = None  # a `Target`, where networks are not trained for the class
+    corrections = {}  # channel name -> offsets, pixel and value; only of channels that need them
     _cell = None
 
     @classmethod
@@ -192,6 +193,7 @@ class JetStore:
         source: str = '',  # where the jets are from
         layout: str = 'array',  # a key of `LAYOUTS`
         cell: float = None,  # width of a pixel in eta and phi; default: the layout's, for images of its size
+        corrections: dict = None,  # as `entries`, but pixel in the full grid: what differs from towers
     ):  # JetStore
         "A store from packed arrays"
         types = ('int64', 'uint16', 'float32')
@@ -200,6 +202,9 @@ class JetStore:
         self.width = width
         self.upsample = {k: int((upsample or {}).get(k, 1)) for k in entries}
         self.entries = {k: tuple(map(np.ascontiguousarray, e, types)) for k, e in entries.items()}
+        self.corrections = {
+            k: tuple(map(np.ascontiguousarray, e, types)) for k, e in (corrections or {}).items() if len(e[1])
+        }
         self.columns = {k: native(v) for k, v in (columns or {}).items()}
         self.source = printable(source)
         self.layout = layout
@@ -332,6 +337,10 @@ def _validate(self: JetStore):
             expected = f'a divisor of {self.height} and {self.width}'
             raise_store_error(f'{k}: towers do not tile the image', up, expected)
         _check_entries(k, n, self.height * self.width // up**2, o, p, v)
+    for k, e in self.corrections.items():
+        if k not in self.entries:
+            raise_store_error('Corrections of a channel that is not there', k, ', '.join(self.entries))
+        _check_entries(f'{k}/corrections', n, self.height * self.width, *e)
     check_columns(self.columns, n)
     return self
 
@@ -557,8 +566,8 @@ def _prefetch(idx, o, p, v):
 
 @kernel
 def _repaint(out, c, W, wipe, idx0, o0, p0, v0, up0, idx, o, p, v, up):
-    """In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0`, or all pixels (`wipe`),
-    and light the entries of `idx`"""
+    """In channel `c` of the batch `out` (B, C, H*W), clear the entries of jets `idx0`, or all pixels
+    (`wipe`), and light the entries of `idx`"""
     acc = np.float32(0)
     for b in range(len(out) if wipe else max(len(idx0), len(idx))):
         if b % 8 == 0:
@@ -572,6 +581,24 @@ def _repaint(out, c, W, wipe, idx0, o0, p0, v0, up0, idx, o, p, v, up):
     return acc  # or the compiler would leave `_prefetch` out
 
 # %% ../../nbs/00_data.ipynb #dece95ca
+def _layers(store, idx):
+    "What lights the images of jets `idx`, channel by channel: the entries, and corrections where there are any"
+    layers = [[(idx, *e, store.upsample[k])] for k, e in store.entries.items()]
+    for k, e in store.corrections.items():
+        layers[store.channels.index(k)].append((idx, *e, 1))
+    return layers
+
+
+def _relayer(out, c, W, wipe, was, now):
+    "Clear the layers `was` of channel `c`, or all, and light the layers `now`, corrections first and last"
+    nothing = (now[0][0][:0], *now[0][1:])
+    for corrections in was[1:]:
+        _repaint(out, c, W, False, *corrections, *nothing)
+    _repaint(out, c, W, wipe, *was[0], *now[0])
+    for corrections in now[1:]:
+        _repaint(out, c, W, False, *nothing, *corrections)
+
+
 class Buffer:
     "A batch of images that is filled again and again; only what was lit is cleared"
 
@@ -629,10 +656,9 @@ class Buffer:
 
     def _paint_jets(self, flat, store, idx, old, wipe):
         "Paint jets as they are in the store; `old` is what the last call gave back"
-        new = [(idx, *e, store.upsample[k]) for k, e in store.entries.items()]
-        old = old or [(idx[:0], *e) for _, *e in new]
-        for c, (a, b) in enumerate(zip(old, new)):
-            _repaint(flat, c, store.width, wipe, *a, *b)
+        new = _layers(store, idx)
+        for c, (was, now) in enumerate(zip(old or _layers(store, idx[:0]), new)):
+            _relayer(flat, c, store.width, wipe, was, now)
         return new
 
     def _paint_entries(self, flat, entries, idx, old, wipe):
@@ -664,8 +690,9 @@ def _images_torch(store, idx):
 
     C, H, W = len(store.channels), store.height, store.width
     out = torch.zeros(len(idx), C, H, W, device=idx.device)
-    for c, (k, (o, p, v)) in enumerate(store.entries.items()):
-        up = store.upsample[k]
+    layers = [(c, e, store.upsample[k]) for c, (k, e) in enumerate(store.entries.items())]
+    layers += [(store.channels.index(k), e, 1) for k, e in store.corrections.items()]
+    for c, (o, p, v), up in layers:
         row, pos = _positions(o, idx)
         r = p[pos].long() // (W // up) * up
         q = p[pos].long() % (W // up) * up
@@ -806,14 +833,15 @@ def images(
 
 # %% ../../nbs/00_data.ipynb #0e19c12e
 @kernel
-def _spread(idx, offsets, pixel, value, gw, up, grid, values, row, col):
-    """Values and first pixels (row, column) of the blocks of jets `idx` in arrays (B, n), padded with the
-    empty pixel; do the pixels of each jet rise?"""
+def _spread(at, idx, offsets, pixel, value, up, grid, values, row, col):
+    """Values and first pixels (row, column) of the blocks of jets `idx`, in the rows `at` of arrays (B, n),
+    padded with the empty pixel; do the pixels of each jet rise?"""
     rising = True
-    gw = np.uint32(gw)
-    for b in range(len(idx)):
-        lo = offsets[idx[b]]
-        n = offsets[idx[b] + 1] - lo
+    gw = np.uint32(grid[1])
+    for j in range(len(idx)):
+        b = at[j]
+        lo = offsets[idx[j]]
+        n = offsets[idx[j] + 1] - lo
         for k in range(n):
             p = np.uint32(pixel[lo + k])
             r = p // gw
@@ -821,7 +849,7 @@ def _spread(idx, offsets, pixel, value, gw, up, grid, values, row, col):
             row[b, k] = r * up
             col[b, k] = (p - r * gw) * up
             rising &= k == 0 or p > pixel[lo + k - 1]
-        values[b, n:] = np.float32(0) if n < grid else values[b, n - 1]
+        values[b, n:] = np.float32(0) if n < grid[0] * grid[1] else values[b, n - 1]
     return rising
 
 
@@ -870,14 +898,38 @@ def _paint_blocks(out, W, zero, fill, n0, row0, col0, v0, up0, win0, n, row, col
                 img[:] = z
             elif b < len(n0):
                 k = n0[b, c]
-                _blocks(img, W, row0[b, c, :k], col0[b, c, :k], v0[b, c, 0, :k], up0[c], True, z, *win0)
+                _blocks(img, W, row0[b, c, :k], col0[b, c, :k], v0[b, c, 0, :k], up0[b, c], True, z, *win0)
             if b < len(n):
                 k = n[b, c]
-                _blocks(img, W, row[b, c, :k], col[b, c, :k], v[b, c, 0, :k], up[c], False, z, *win)
+                _blocks(img, W, row[b, c, :k], col[b, c, :k], v[b, c, 0, :k], up[b, c], False, z, *win)
 
 # %% ../../nbs/00_data.ipynb #67684458
+def _grains(store, idx):
+    "Channel by channel, which jets of the batch have which entries: those with corrections, pixel by pixel"
+    for c, (k, e) in enumerate(store.entries.items()):
+        odd = np.zeros(len(idx), bool)
+        if k in store.corrections:
+            offsets = store.corrections[k][0]
+            odd = offsets[idx + 1] > offsets[idx]
+        at = np.flatnonzero(~odd)
+        yield c, at, idx[at], *e, store.upsample[k]
+        if odd.any():
+            x = store.images(idx[odd])[:, c].flatten(1).numpy()
+            jet, pixel = x.nonzero()
+            offsets = np.searchsorted(jet, np.arange(len(x) + 1))
+            yield (
+                c,
+                np.flatnonzero(odd),
+                np.arange(len(x)),
+                offsets,
+                pixel.astype(np.uint16),
+                x[jet, pixel],
+                1,
+            )
+
+
 class Entries:
-    "The entries of a batch of B jets in C channels, which transforms may change before images are made of them"
+    "The entries of a batch of B jets in C channels, which transforms may change before there are images"
 
     def __init__(
         self,
@@ -889,24 +941,30 @@ class Entries:
         self.channels = store.channels
         self.height = store.height  # pixels, of the image that the entries will be painted in
         self.width = store.width
-        self.up = np.array([store.upsample[k] for k in self.channels])
-        grid = store.height * store.width // self.up**2
-        self.counts = np.stack([o[idx + 1] - o[idx] for o, _, _ in store.entries.values()], 1)
-        self.dark = torch.from_numpy(self.counts < grid)  # bool (B, C): has the image empty pixels?
+        self.up = np.empty((len(idx), len(self.channels)), np.int64)  # sides of the blocks, in pixels
+        self.counts = np.empty_like(self.up)  # entries
         self.window = None  # (top, left, height, width, wrap) outside of which blocks are cut off
-        self._gather(store, idx, grid)
+        layers = list(_grains(store, idx))
+        for c, at, jets, offsets, _, _, up in layers:
+            self.up[at, c] = up
+            self.counts[at, c] = offsets[jets + 1] - offsets[jets]
+        dark = self.counts * self.up**2 < store.height * store.width
+        self.dark = torch.from_numpy(dark)  # bool (B, C): has the image empty pixels?
+        self._gather(layers)
 
-    def _gather(self, store, idx, grid):
+    def _gather(self, layers):
         import torch
 
         # whole vectors: torch computes what remains with other instructions, which may differ in the last bit
         n = (int(self.counts.max(initial=0)) // 32 + 1) * 32
         values = np.empty((*self.counts.shape, 1, n), np.float32)
-        row, col = np.empty((2, *self.counts.shape, n), np.int32)
+        # padding lies at (0, 0): what shifts it out of the image lets empty pixels in
+        row, col = np.zeros((2, *self.counts.shape, n), np.int32)
         self.rising = True
-        for c, ((o, p, v), up) in enumerate(zip(store.entries.values(), self.up)):
-            gw = store.width // up
-            self.rising &= _spread(idx, o, p, v, gw, up, grid[c], values[:, c, 0], row[:, c], col[:, c])
+        for c, at, jets, offsets, pixel, value, up in layers:
+            arrays = (values[:, c, 0], row[:, c], col[:, c])
+            grid = (self.height // up, self.width // up)
+            self.rising &= _spread(at, jets, offsets, pixel, value, up, grid, *arrays)
         self.values = torch.from_numpy(values)  # float32 (B, C, 1, n); the last column is the background
         self.row = torch.from_numpy(row)  # int32 (B, C, n), of the first pixel of each block
         self.col = torch.from_numpy(col)
@@ -973,21 +1031,23 @@ def to(
     device = str(torch.device(device))
     origin = self.origin and self.origin._replace(mapped=False)
     new = self._replace(device=device, path=None, mmap=False, origin=origin)
-    if device == 'cpu':
-        new.entries = {k: tuple(a.cpu().numpy() for a in e) for k, e in self.entries.items()}
-        new.entries = {k: (o, p.astype(np.uint16), v) for k, (o, p, v) in new.entries.items()}
-    else:
-        new.entries = {
-            k: tuple(torch.as_tensor(a).to(device) for a in (o, p.astype(np.int32), v))
-            for k, (o, p, v) in self.entries.items()
-        }
+
+    def _moved(offsets, pixel, value):
+        if device == 'cpu':
+            return offsets.cpu().numpy(), pixel.cpu().numpy().astype(np.uint16), value.cpu().numpy()
+        arrays = (offsets, pixel.astype(np.int32), value)
+        return tuple(torch.as_tensor(a).to(device) for a in arrays)
+
+    new.entries = {k: _moved(*e) for k, e in self.entries.items()}
+    new.corrections = {k: _moved(*e) for k, e in self.corrections.items()}
     return new
 
 
 @patch
 def _replace(self: JetStore, **kwargs):
     new = JetStore.__new__(JetStore)
-    new.__dict__.update({**self.__dict__, **kwargs})
+    own = {k: v for k, v in self.__dict__.items() if k != 'corrections' or 'entries' not in kwargs}
+    new.__dict__.update({**own, **kwargs})  # new entries come without the old ones' corrections
     return new
 
 # %% ../../nbs/00_data.ipynb #e94f9517
@@ -1119,8 +1179,11 @@ def select(
     if missing := set(names) - set(self.channels):
         found = ', '.join(sorted(missing))
         raise DataError('No channel of that name', found, f'some of {", ".join(self.channels)}')
-    entries = {k: self.entries[k] for k in names}
-    new = self._replace(entries=entries, upsample={k: self.upsample[k] for k in names})
+    new = self._replace(
+        entries={k: self.entries[k] for k in names},
+        upsample={k: self.upsample[k] for k in names},
+        corrections={k: e for k, e in self.corrections.items() if k in names},
+    )
     if tuple(names) != self.channels:
         new.path = None
         new.mmap = False
@@ -1141,16 +1204,25 @@ def join(
             if found != expected:
                 do = 'pack the files in the same way (channels, towers)'
                 raise DataError(f'Stores of different {what} cannot be joined', found, expected, do)
-    entries = {}
-    for k in a.channels:
-        offsets, pixel, value = zip(*(s.entries[k] for s in stores))
-        starts = np.cumsum([0, *(o[-1] for o in offsets)])
-        offsets = np.concatenate([[0], *(o[1:] + first for o, first in zip(offsets, starts))])
-        entries[k] = (offsets, np.concatenate(pixel), np.concatenate(value))
+    entries = {k: _joined([s.entries[k] for s in stores]) for k in a.channels}
+    none = (np.empty(0, np.uint16), np.empty(0, np.float32))
+    corrections = {
+        k: _joined([s.corrections.get(k, (np.zeros(len(s) + 1, np.int64), *none)) for s in stores])
+        for k in a.channels
+    }
     common = [k for k in a.columns if all(k in s.columns for s in stores)]
     columns = {k: np.concatenate([s.columns[k] for s in stores]) for k in common}
     source = ' + '.join(dict.fromkeys(s.source for s in stores))
-    return JetStore.from_entries(entries, a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
+    facts = (a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
+    return JetStore.from_entries(entries, *facts, corrections)
+
+
+def _joined(entries):
+    "Entries of a channel of several stores, end to end"
+    offsets, pixel, value = zip(*entries)
+    starts = np.cumsum([0, *(o[-1] for o in offsets)])
+    offsets = np.concatenate([[0], *(o[1:] + first for o, first in zip(offsets, starts))])
+    return offsets, np.concatenate(pixel), np.concatenate(value)
 
 
 def _take(entries, idx):
@@ -1169,10 +1241,14 @@ def _take(entries, idx):
 
 @patch
 def _pick(self: JetStore, idx):
-    entries = {k: _take(e, idx) for k, e in self.entries.items()}
-    columns = {k: v[idx] for k, v in self.columns.items()}
-    origin = self.origin and self.origin._replace(mapped=False)
-    return self._replace(entries=entries, columns=columns, path=None, mmap=False, origin=origin)
+    return self._replace(
+        entries={k: _take(e, idx) for k, e in self.entries.items()},
+        corrections={k: t for k, e in self.corrections.items() if len((t := _take(e, idx))[1])},
+        columns={k: v[idx] for k, v in self.columns.items()},
+        path=None,
+        mmap=False,
+        origin=self.origin and self.origin._replace(mapped=False),
+    )
 
 # %% ../../nbs/00_data.ipynb #0caeec5f
 @patch
@@ -1228,8 +1304,11 @@ def jet_keys(
     "A number for each jet that follows from its entries, whatever their order and the columns"
     s = store.to('cpu')
     keys = np.zeros(len(s), np.uint64)
-    for name, (offsets, pixel, value) in s.entries.items():
-        grid = f'{name} {s.height}x{s.width} {s.upsample[name]}'
+    arrays = [(name, *e) for name, e in s.entries.items()]
+    arrays += [(name, *e) for name, e in s.corrections.items()]
+    for i, (name, offsets, pixel, value) in enumerate(arrays):
+        kind = s.upsample[name] if i < len(s.entries) else 'corrections'
+        grid = f'{name} {s.height}x{s.width} {kind}'
         _add_hashes(offsets, pixel, value.view(np.uint32), np.uint64(zlib.crc32(grid.encode())), keys)
     return keys
 
@@ -1244,8 +1323,9 @@ def twins(self: JetStore):  # int64 (N,): index of the first jet with the same e
 # %% ../../nbs/00_data.ipynb #7ab1befa
 @patch(as_prop=True)
 def nbytes(self: JetStore):
-    "Bytes of the entries and columns in memory"
-    arrays = [a for e in self.entries.values() for a in e] + list(self.columns.values())
+    "Bytes of the entries, corrections and columns in memory"
+    packed = [*self.entries.values(), *self.corrections.values()]
+    arrays = [a for e in packed for a in e] + list(self.columns.values())
     return sum(a.nbytes for a in arrays)
 
 
@@ -1254,6 +1334,8 @@ def _channel_facts(store, name, total):
     _, pixel, value = store.entries[name]
     up = store.upsample[name]
     n = max(len(store), 1)
+    corrections = [e[2] for e in [store.corrections.get(name)] if e]
+    more = dict(corrections_per_jet=sum(map(len, corrections)) / n) if store.corrections else {}
     return dict(
         grid=f'{store.height // up}x{store.width // up}',
         upsample=up,
@@ -1261,7 +1343,8 @@ def _channel_facts(store, name, total):
         lit_pixels_per_jet=len(pixel) * up**2 / n,
         mean_pixel=total[name] / n / store.height / store.width,
         share=total[name] / (sum(total.values()) or 1),
-        max_pixel=float(value.max()) if len(value) else 0.0,
+        max_pixel=max((float(v.max()) for v in (value, *corrections) if len(v)), default=0.0),
+        **more,
     )
 
 
@@ -1277,7 +1360,10 @@ def summary(self: JetStore):  # pandas.DataFrame, one row per channel
 # %% ../../nbs/00_data.ipynb #82e58f52
 @patch
 def __repr__(self: JetStore):
-    towers = {k: f' ({u}x{u} towers)' if u > 1 else '' for k, u in self.upsample.items()}
+    odd = {
+        k: f', {int((o[1:] > o[:-1]).sum()):,} jets corrected' for k, (o, _, _) in self.corrections.items()
+    }
+    towers = {k: f' ({u}x{u} towers{odd.get(k, "")})' if u > 1 else '' for k, u in self.upsample.items()}
     dense = 4 * len(self) * len(self.channels) * self.height * self.width
     size = f'{self.nbytes / 1e6:.1f} MB, {self.nbytes / max(len(self), 1):.0f} bytes a jet'
     factor = f'smaller than dense float32 by a factor of {dense / max(self.nbytes, 1):.0f}'

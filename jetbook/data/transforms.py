@@ -90,7 +90,7 @@ class JetTransform(Transform):
         return entries
 
     def _goes_with_encodes(self, name):
-        "Is `name` of the class that `encodes` is of, or of a subclass? Else `encodes` may do something else by now"
+        "Is `name` of the class that `encodes` is of, or of a subclass? Else `encodes` may be another by now"
         own, encodes = (
             next(c for c in type(self).__mro__ if k in vars(c) or c is object) for k in (name, 'encodes')
         )
@@ -581,7 +581,7 @@ class Flip(RandomTransform):
     ):
         "Mirror the blocks"
         eta, phi = (mirror[:, None, None] for mirror in self.drawn)
-        up = torch.from_numpy(entries.up).int()[:, None]
+        up = torch.from_numpy(entries.up).int()[..., None]
         entries.row = torch.where(eta, entries.height - up - entries.row, entries.row)
         entries.col = torch.where(phi, entries.width - up - entries.col, entries.col)
 
@@ -642,7 +642,7 @@ class Rotate(RandomTransform):
     ):
         "Turn each block about the centre of the image"
         quarters = (self.drawn[0] / (np.pi / 2)).round().int()[:, None, None] % 4
-        up = torch.from_numpy(entries.up).int()[:, None]
+        up = torch.from_numpy(entries.up).int()[..., None]
         for k in range(1, 4):
             far = entries.height - up - entries.col
             turn = quarters >= k
@@ -715,7 +715,7 @@ class Translate(RandomTransform):
         "Shift the blocks; those that leave the image have no value any more"
         di, dj = self.drawn
         h, w = entries.height, entries.width
-        up = torch.from_numpy(entries.up)[:, None]
+        up = torch.from_numpy(entries.up)[..., None]
         entries.row = (entries.row + di[:, None, None]).int()
         entries.col = (entries.col + dj[:, None, None]).int()
         entries.window = (0, 0, h, w, self.wrap)

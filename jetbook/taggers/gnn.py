@@ -11,6 +11,7 @@ __all__ = ['POOLS', 'Links', 'aggregate', 'edge_softmax', 'Piece', 'pieces', 'co
 import warnings
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Literal
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
 from fastcore.meta import delegates
 from torch import nn, Tensor
 from torch.autograd import Function
@@ -291,21 +293,30 @@ def _looped(edge_index, n):
 
 
 def _gat(c, x, p):
-    if c.heads != 1 or c.edge_dim is not None or c.residual or (c.dropout and c.training) or c.lin is None:
+    if c.edge_dim is not None or c.residual or (c.dropout and c.training) or c.lin is None:
+        return
+    if c.heads != 1 and not c.concat:
         return
     l = (
         _links(p, 'gat', lambda: (_looped(p.edge_index, len(x)), None))
         if c.add_self_loops
         else _plain_links(p)
     )
-    weight = c.lin.weight
-    a, b = c.att_src[0], c.att_dst[0]
-    if c.in_channels <= c.out_channels:
-        s, t = F.linear(x, torch.cat([a, b]) @ weight).unbind(1)
-        return F.linear(aggregate(x, l, edge_softmax(s, t, l, c.negative_slope)), weight, c.bias)
+    weights = c.lin.weight.view(c.heads, c.out_channels, -1)
+    biases = [None] * c.heads if c.bias is None else c.bias.view(c.heads, -1)
+    ends = torch.stack([c.att_src[0], c.att_dst[0]], 1)  # of each head (heads, 2, features)
+    heads = [_gat_head(x, l, *o, c.negative_slope) for o in zip(weights, ends, biases)]
+    return heads[0] if c.heads == 1 else torch.cat(heads, 1)
+
+
+def _gat_head(x, l, weight, ends, bias, slope):
+    "One head of attention"
+    if weight.shape[1] <= weight.shape[0]:
+        s, t = F.linear(x, ends @ weight).unbind(1)
+        return F.linear(aggregate(x, l, edge_softmax(s, t, l, slope)), weight, bias)
     h = F.linear(x, weight)
-    s, t = F.linear(h, torch.cat([a, b])).unbind(1)
-    return _plus(aggregate(h, l, edge_softmax(s, t, l, c.negative_slope)), c.bias)
+    s, t = F.linear(h, ends).unbind(1)
+    return _plus(aggregate(h, l, edge_softmax(s, t, l, slope)), bias)
 
 
 def _cheb(c, x, p):
@@ -368,8 +379,10 @@ class GraphNet(nn.Module):
         width: int,  # features after the last convolution
         pool: str = 'mean',  # one of `POOLS`
         plain: bool = False,  # use PyG's own forward, on whole batches
+        flow: str = 'source_to_target',  # direction of messages along the edges; or 'target_to_source'
     ):
         super().__init__()
+        self.flow = flow
         self.convs = nn.ModuleList(convs)
         self.pool = pooling(pool, width)
         self.head = head
@@ -393,6 +406,9 @@ class GraphNet(nn.Module):
     ):  # (B, width)
         "The pooled features of each jet"
         size = None if self.plain or g.x.device.type != 'cpu' else 8192
+        if self.flow == 'target_to_source':
+            g = copy(g)
+            g.edge_index = g.edge_index.flip(0)
         return torch.cat([self._pooled(g, p) for p in pieces(g, size)])
 
     def _pooled(self, g, p):
@@ -406,12 +422,14 @@ def graph_learner(
     dls: DataLoaders,  # of graphs
     net: nn.Module,  # PyG Batch -> logits (B, 2)
     wd: float = 0.0,  # weight decay
+    opt_func=None,  # as for `Learner`; default: PyTorch's fused Adam
     **kwargs,  # for `Learner`
 ):  # Learner
     "A Learner for graph classifiers: cross-entropy, PyTorch's fused Adam, accuracy and AUC"
+    opt_func = opt_func or fused_adam()
     loss, metrics = loss_and_metrics(dls.train.dataset)
     metrics = [*metrics, roc_auc()] if dls.train.dataset.outputs == 2 else metrics
-    return Learner(dls, net, loss_func=loss, opt_func=fused_adam(), wd=wd, metrics=metrics, **kwargs)
+    return Learner(dls, net, loss_func=loss, opt_func=opt_func, wd=wd, metrics=metrics, **kwargs)
 
 # %% ../../nbs/05_gnn.ipynb #e7e4c097
 class ScaledGraphDL(GraphDL):
@@ -494,7 +512,6 @@ def _r4(
     store,
     split,
     conv,
-    weighted,
     *,
     hidden: int = 64,  # features after the first and the last convolution; twice as many in between
     pool: Literal['mean', 'max', 'sum', 'attention'] = 'mean',  # pooling of a jet's nodes
@@ -505,58 +522,59 @@ def _r4(
     plain: bool = False,  # use PyG's own forward, as in R4
     bs: int = 128,  # jets per batch
 ):
-    dls = r4_dls(store, split, k, resize, standardise, threshold, weighted, bs)
+    dls = r4_dls(store, split, k, resize, standardise, threshold, bs=bs)
     c = len(store.channels)
     h = hidden
     convs = [conv(c, h), conv(h, 2 * h), conv(2 * h, h)]
-    return graph_learner(dls, GraphNet(convs, _head(h, store.outputs), h, pool, plain))
+    net = GraphNet(convs, _head(h, store.outputs), h, pool, plain, flow='target_to_source')
+    return graph_learner(dls, net)
 
 # %% ../../nbs/05_gnn.ipynb #1ed1bcd0
-@recipe(reference='R4', epochs=5, lr_max=1e-2, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def gcn(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "Graph convolutions [1609.02907] on R4's pixel graphs, with Gaussian edge weights (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, GCNConv, True, **kwargs)
+    "Graph convolutions [1609.02907] on pixel graphs, as R4"
+    return _r4(store, split, GCNConv, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=3e-3, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def gat(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "Graph attention [1710.10903] on R4's pixel graphs (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, GATConv, False, **kwargs)
+    "Graph attention [1710.10903] on pixel graphs, as R4"
+    return _r4(store, split, GATConv, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=1e-2, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def sage(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "GraphSAGE [1706.02216] on R4's pixel graphs (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, SAGEConv, False, **kwargs)
+    "GraphSAGE [1706.02216] on pixel graphs, as R4"
+    return _r4(store, split, SAGEConv, **kwargs)
 
 
-@recipe(reference='R4', epochs=5, lr_max=1e-3, targets=TARGETS)
+@recipe(reference='R4', epochs=40, lr_max=1e-3, schedule='flat', targets=TARGETS, version=2)
 @delegates(_r4)
 def gin(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
     **kwargs,
 ):  # Learner
-    "Graph isomorphism network [1810.00826] on R4's pixel graphs (its authors: 40 epochs at 1e-3)"
-    return _r4(store, split, gin_conv, False, **kwargs)
+    "Graph isomorphism network [1810.00826] on pixel graphs, as R4"
+    return _r4(store, split, gin_conv, **kwargs)
 
 # %% ../../nbs/05_gnn.ipynb #0df198aa
-@recipe(reference='R2', epochs=10, lr_max=1e-2, schedule='cosine')
+@recipe(reference='R2', epochs=100, lr_max=1e-2, schedule='flat')
 def sage_r2(
     store: JetStore,  # the jets
     split: Split = None,  # which to train on; default: `split(store)`
@@ -572,7 +590,7 @@ def sage_r2(
     plain: bool = False,  # use PyG's own forward
     bs: int = 32,  # jets per batch
 ):  # Learner
-    "GraphSAGE on the bright pixels of a jet, as R2 (its author: 100 epochs at 1e-2)"
+    "GraphSAGE on the bright pixels of a jet, as R2"
     spec = GraphSpec('pixel', threshold, 'sum', features=('unit', 'values'), edges=edges, k=k, radius=radius)
     make = SAGEConv if conv == 'sage' else GATConv
     widths = [2 + len(store.channels)] + [hidden] * layers
@@ -622,23 +640,27 @@ class GATCheb(GraphNet):
         K: int = 2,  # terms of the Chebyshev polynomials
         pool: str = 'mean',  # one of `POOLS`
         plain: bool = False,  # use PyG's own forward
+        heads: tuple = (1, 2, 4),  # of the three attention layers
     ):
-        gats = [GATConv(i, o) for i, o in ((features, 32), (32, 64), (64, 128))]
-        chebs = [ChebConv(i, o, K) for i, o in ((128, 128), (128, 64), (64, 32))]
-        super().__init__(
-            gats + chebs,
-            nn.Sequential(nn.Linear(34, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2)),
-            32,
-            pool,
-            plain,
-        )
+        if len(heads) != 3:
+            raise ConfigError('There are three attention layers', found=list(heads), expected='three numbers')
+        gats = []
+        for o, n in zip((32, 64, 128), heads):
+            gats.append(GATConv(features, o, heads=n))
+            features = o * n
+        chebs = [ChebConv(i, o, K) for i, o in ((features, 128), (128, 64), (64, 32))]
+        head = nn.Sequential(nn.Linear(34, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 1))
+        super().__init__(gats + chebs, head, 32, pool, plain)
         self.scale = scale
 
     def forward(self, g):
-        return self.head(torch.cat([self.embed(g), self.scale(g)], 1))
+        v = self.head(torch.cat([self.embed(g), self.scale(g)], 1))
+        return F.pad(v, (1, 0))  # logits 0 and v: their cross-entropy is the binary one of v
 
 # %% ../../nbs/05_gnn.ipynb #4bc7ae15
-@recipe(reference='R7', epochs=3, lr_max=1e-3, takes=Takes(columns=('pt', 'mass')))
+@recipe(
+    reference='R7', epochs=20, lr_max=1e-3, schedule='flat', takes=Takes(columns=('pt', 'mass')), version=2
+)
 def gat_cheb(
     store: JetStore,  # the jets, with pt and m0
     split: Split = None,  # which to train on; default: `split(store)`
@@ -646,6 +668,7 @@ def gat_cheb(
     nodes: Literal['pixel', 'native'] = 'pixel',  # lit pixels, or the detector's own cells
     k: int = 8,  # nearest neighbours of a node, besides those of the triangulation
     threshold: float = 0.0,  # only nodes with a larger intensity
+    heads: list = [1, 2, 4],  # of the three attention layers
     K: int = 2,  # terms of the Chebyshev polynomials
     pool: Literal['mean', 'max', 'sum', 'attention'] = 'mean',  # pooling of a jet's nodes
     plain: bool = False,  # use PyG's own forward
@@ -662,4 +685,5 @@ def gat_cheb(
     )
     dls = graph_dls(store, split, spec, bs=bs)
     scale = JetScale(store, dls.split.train)
-    return graph_learner(dls, GATCheb(dls.train.n_features, scale, K, pool, plain))
+    net = GATCheb(dls.train.n_features, scale, K, pool, plain, heads)
+    return graph_learner(dls, net, opt_func=partial(OptimWrapper, opt=torch.optim.RMSprop))

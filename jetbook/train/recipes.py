@@ -44,6 +44,7 @@ class Recipe:
     targets: tuple = ()  # what it can learn beside two classes: some of `TARGETS`
     takes: 'Takes' = None  # which jets it takes; default: any
     ranges: dict = None  # name of a setting -> `Range`, where it differs from `RANGES`
+    version: int = 1  # raised when the name stands for another method: runs of earlier versions are refused
 
     @property
     def params(self):

@@ -42,7 +42,7 @@ from jetbook.data.store import (
     JetStore,
     Target,
 )
-from ..data.paths import atomic_path, InUse, locked, output_folder, read_text, remove_dead
+from ..data.paths import atomic_path, InUse, input_file, locked, output_folder, read_text, remove_dead
 from ..data.loaders import as_split, split, Split
 from ..losses import image_pt_mass
 from jetbook.metrics import (
@@ -215,6 +215,7 @@ def fingerprint(
     h = hashlib.sha256()
     arrays = {
         **{f'{k}/{i}': a for k, e in s.entries.items() for i, a in enumerate(e)},
+        **{f'{k}/corrections/{i}': a for k, e in s.corrections.items() for i, a in enumerate(e)},
         **dict(sorted(s.columns.items())),
     }
     for k, a in arrays.items():
@@ -352,6 +353,21 @@ RUN_FILES = (  # names of the files in a run and in its checkpoint, as a regular
 )
 
 
+def _check_version(r, config, name):
+    "Refuse a run of a recipe that was another method then"
+    found = config.get('recipe_version', 1)
+    if found == r.version:
+        return
+    versions = config.get('versions')
+    by = str(versions.get('jetbook'))[:20] if isinstance(versions, dict) else 'unknown'
+    raise ConfigError(
+        f'{name} is a run of another {r.name}: the method of that name was changed since',
+        found=f'version {str(found)[:20]} of the recipe, of jetbook {by}',
+        expected=f'version {r.version}',
+        do=f'train {r.name} again, or read the run with the jetbook that wrote it',
+    )
+
+
 class Run:
     "A run folder: recipe, settings, jets and results of a training"
 
@@ -385,9 +401,11 @@ class Run:
     def recipe(self):
         "The `Recipe`"
         try:
-            return get_recipe(str(self.config.get('recipe')))
+            r = get_recipe(str(self.config.get('recipe')))
         except UnknownRecipe as e:
             raise UnknownRecipe(e.what, e.found, e.expected, _import_first(self.config)) from None
+        _check_version(r, self.config, self.name)
+        return r
 
     @property
     def target(self):
@@ -547,7 +565,7 @@ def scores(
         raise ConfigError('No such part', found=part, expected=', '.join(PARTS))
     f = self.path / f'scores-{part}.safetensors'
     tensors, meta = load_tensors(f)
-    if meta.get('model', model := _model_digest(self)) != model:
+    if 'model' in meta and meta['model'] != (model := _model_digest(self)):
         what = f'{f.name} holds scores of other weights than those of {self.name}'
         raise DataError(what, f'model {meta["model"][:16]}', f'model {model}', 'evaluate again')
     arrays = {k: v.numpy() for k, v in tensors.items()}
@@ -618,7 +636,7 @@ def train(
     out: str | Path,  # the run folder
     epochs: int = None,  # default: the recipe's
     lr_max: float = None,  # largest learning rate; 'find' looks for one; default: the recipe's
-    schedule: str = None,  # 'one_cycle', 'cosine', 'flat', 'flat_cosine'; default: the recipe's
+    schedule: str = None,  # one of `SCHEDULES`: 'one_cycle', 'cosine', 'flat', ...; default: the recipe's
     seed: int = 0,  # random seed of weights, order of the jets and augmentations
     split_seed: int = 0,  # random seed of the split
     valid: float = 0.15,  # fraction of jets for validation
@@ -872,6 +890,7 @@ def _config(r, store, settings, sp, **kwargs):
         format='jetbook-run',
         version=1,
         recipe=r.name,
+        recipe_version=r.version,
         task='regress' if store.outputs == 1 else r.task,
         target=None if store.target is None else to_json(vars(store.target)),
         reference=r.reference,
@@ -905,6 +924,8 @@ def _same(old, new, out):
     "Complain if a run folder holds another run"
     keys = ['recipe', 'settings', 'target', 'seed', 'epochs', 'lr_max', 'schedule']
     keys += ['start', 'split', 'store']
+    if new['recipe_version'] != old.get('recipe_version', 1):
+        _check_version(get_recipe(new['recipe']), old, out.name)
     found_rate = new['lr_found'] and old.get('lr_found')
     if found_rate:
         keys.remove('lr_max')
@@ -1281,7 +1302,7 @@ def _part(run, store, part):
 
 def _model_digest(run):
     "Which weights a run has"
-    return hashlib.sha256((run.path / 'model.safetensors').read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(input_file(run.path / 'model.safetensors').read_bytes()).hexdigest()[:16]
 
 
 def _count_reading(run):

@@ -403,6 +403,7 @@ def _one_cycle(lr, moms):
 SCHEDULES = dict(
     one_cycle=_one_cycle,
     cosine=lambda lr, moms: dict(lr=SchedCos(lr, lr / 1e4)),
+    cosine_100=lambda lr, moms: dict(lr=SchedCos(lr, lr / 100)),
     flat=lambda lr, moms: dict(lr=SchedCos(lr, lr)),
     flat_cosine=lambda lr, moms: dict(lr=combined_cos(0.75, lr, lr, lr / 1e5)),
 )  # name -> function of (largest learning rate, three momenta)

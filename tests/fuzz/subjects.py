@@ -120,6 +120,16 @@ def _cut_in_use(folder, good):
     return s.images()
 
 
+def _save_corrected(folder, good):
+    "A store with a tower whose pixels differ in one jet"
+    from jetbook.data.store import toy_jets
+
+    s = toy_jets(8, 'qg', seed=2)
+    pixels = np.flatnonzero(s.images([3])[0, 2].numpy().ravel())[:25]
+    fix = (np.repeat([0, len(pixels)], [4, 5]), pixels.astype('u2'), np.linspace(0, 1, len(pixels), dtype='f4'))
+    s._replace(corrections=dict(HCAL=fix)).save(folder / 'toy.jets.h5')
+
+
 def _save(kind, n, name, seed):
     def make(folder, good):
         from jetbook.data.store import toy_jets
@@ -521,6 +531,7 @@ def _stores():
         Subject('store', 'store', 14, small, _store_ops(jets, False) + _scored_store_ops(jets), **checks),
         Subject('store, CMS', 'store', 8, cms, _store_ops(jets, False), **checks),
         Subject('store, mapped', 'store', 8, small, _store_ops(jets, True), **checks),
+        Subject('store, corrected', 'store', 4, _save_corrected, _store_ops(jets, True), **checks),
         Subject('store, cut in use', 'store', 0.3, more, [Op('images', _cut_in_use)]),
     ]
 
