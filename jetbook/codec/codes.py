@@ -263,7 +263,8 @@ def plain_sizes(
     "What lossless storage takes: packed, packed and compressed, dense in HDF5 with gzip"
     s = store.to('cpu')._replace(columns={})
     n = max(len(store), 1)
-    packed = b''.join(np.ascontiguousarray(a).tobytes() for e in s.entries.values() for a in e)
+    arrays = [a for e in (*s.entries.values(), *s.corrections.values()) for a in e]
+    packed = b''.join(np.ascontiguousarray(a).tobytes() for a in arrays)
     with tempfile.TemporaryDirectory() as t:
         with h5py.File(Path(t) / 'x.h5', 'w') as f:
             f.create_dataset(
