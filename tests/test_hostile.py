@@ -549,6 +549,9 @@ def test_a_header_that_was_changed(store_file):
         changed = edit(store_file, _attr('/', name, np.bytes_(value) if isinstance(value, bytes) else value))
         for fn in (lambda: JetStore(changed), lambda: verify(changed)):
             refused(fn, 'The header of edited.jets.h5 is damaged', kind=StoreError)
+    bare = edit(store_file, _attr('ECAL/value', 'crc32', None))
+    for fn in (lambda: JetStore(bare), lambda: verify(bare)):
+        refused(fn, 'ECAL/value has no checksum', kind=StoreError)
     old = edit(store_file, _attr('/', 'header_crc32', None))
     assert len(JetStore(old)) == 40 and verify(old)['checksums'] == 12
     for value in (0, 1.5, 'x', [1, 2], np.uint64(3), h5py.Empty('u4')):

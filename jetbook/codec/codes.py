@@ -506,12 +506,21 @@ class ContextNet(nn.Module):
         place = (w['row.weight'][:, None] + w['col.weight'][None]).reshape(-1, w['l1.bias'].size)
         place = place + w['l1.bias']
         w1, w2, w3 = (np.ascontiguousarray(w[f'{k}.weight'].T) for k in ('l1', 'l2', 'l3'))
-        act = lambda h: to_grid(h.clip(0, 255))
+
+        def _act(h, low, high):
+            np.multiply(h, GRID, out=h)  # in place: fresh memory would cost more than the arithmetic
+            np.floor(h, out=h)
+            np.multiply(h, 1 / GRID, out=h)
+            return np.clip(h, low, high, out=h)
+
+        def _layer(h, w, b):
+            h = h @ w
+            return np.add(h, b, out=h)
 
         def _logits(x, p):
-            h = act(to_grid(x).clip(-255, 255) @ w1 + place[p])
-            h = act(h @ w2 + w['l2.bias'])
-            return to_grid(h @ w3 + w['l3.bias']).clip(-2000, 2000)
+            h = _layer(_act(np.array(x), -255, 255), w1, place[p])
+            h = _layer(_act(h, 0, 255), w2, w['l2.bias'])
+            return _act(_layer(_act(h, 0, 255), w3, w['l3.bias']), -2000, 2000)
 
         return _logits
 

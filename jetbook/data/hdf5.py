@@ -481,11 +481,21 @@ def _read_header(f, name):
     return a
 
 
+def _array_names(f):
+    "The arrays of the channels"
+    channels = h5_attr(f, 'channels')
+    groups = [*channels, *(f'{k}/corrections' for k in channels if _has_corrections(f[k]))]
+    return [f'{g}/{n}' for g in groups for n in _ARRAYS]
+
+
 def _check_header(f, name):
     "Refuse a header that is not the one that was written; of version 1, files may have no checksum of it"
     said = _said_sum(f['/'], b'header_crc32')
     if said is not None:
         _same_sum(f'The header of {name}', _header_sum(f), said)
+        for k in _array_names(f):
+            if not h5py.h5a.exists(f.id, b'crc32', obj_name=k.encode()):
+                raise_store_error(f'{k} has no checksum', 'no attribute crc32', 'one for each array')
     elif h5_attr(f, 'version') > 1:
         raise_store_error(f'{name}: the attribute header_crc32 is missing', None, 'a checksum')
 
@@ -569,11 +579,10 @@ def check_sums(
     has = {}
     with open_h5(path) as f:
         channels = _read_header(f, path.name)['channels']
-        _check_header(f, path.name)
-        groups = [*channels, *(f'{k}/corrections' for k in channels if _has_corrections(f[k]))]
         columns = [k for k in f if k not in channels]
-        for k in [*(f'{c}/{n}' for c in groups for n in _ARRAYS), *columns]:
+        for k in [*_array_names(f), *columns]:
             has[k] = check_sum(h5_dataset(f, k))
+        _check_header(f, path.name)
     return dict(arrays=sum(has.values()), without=[k for k, v in has.items() if not v])
 
 

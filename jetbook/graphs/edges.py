@@ -94,12 +94,12 @@ def _rings(reach=REACH):
 # %% ../../nbs/04a_edges.ipynb #41f1082f
 @njit(nogil=True, cache=True)
 def _bound(pos, lo, i, far):
-    "An upper bound of the distance of node `i`'s k-th neighbour, from those of nodes lo:i in `far`"
+    "An upper bound of the distance of node `i`'s k-th neighbour, from the squares of those of nodes lo:i in `far`"
     best = np.inf
     for j in range(max(lo, i - 16), i):
         dr = pos[j, 0] - pos[i, 0]
         dc = pos[j, 1] - pos[i, 1]
-        best = min(best, far[j - lo] + np.sqrt(dr * dr + dc * dc))
+        best = min(best, np.sqrt(far[j - lo]) + np.sqrt(dr * dr + dc * dc))
     return best * (1 + 1e-9) + 1e-9
 
 
@@ -167,7 +167,7 @@ def _knn_grid(pos, offsets, k, loop, high, wide, places, ring_d2, index, start, 
                 for t in range(e, e + want):
                     index[1, t] = i
                 e += want
-                far[i - lo] = np.sqrt(d2[e - 1])
+                far[i - lo] = d2[e - 1]
             start[i + 1] = e
         for i in range(lo, hi):
             grid[place[i]] = -1
@@ -176,18 +176,22 @@ def _knn_grid(pos, offsets, k, loop, high, wide, places, ring_d2, index, start, 
 @njit(nogil=True, cache=True)
 def _lattice(pos, offsets):
     "Height and width of the lattice, if all positions are integers, row by row in each jet; else 0, 0"
-    high = 0.0
-    wide = 0.0
+    high = 0
+    wide = 0
     for b in range(len(offsets) - 1):
+        last = 0
         for i in range(offsets[b], offsets[b + 1]):
             y, x = pos[i]
-            if not (0 <= y < 4096 and 0 <= x < 4096 and y == np.floor(y) and x == np.floor(x)):
+            if not (0 <= y < 4096 and 0 <= x < 4096):
                 return 0, 0
-            if i > offsets[b] and (y < pos[i - 1, 0] or (y == pos[i - 1, 0] and x < pos[i - 1, 1])):
+            row = int(y)
+            col = int(x)
+            if row != y or col != x or row * 4096 + col < last:
                 return 0, 0
-            high = max(high, y)
-            wide = max(wide, x)
-    return int(high) + 1, int(wide) + 1
+            last = row * 4096 + col
+            high = max(high, row)
+            wide = max(wide, col)
+    return high + 1, wide + 1
 
 # %% ../../nbs/04a_edges.ipynb #9d0a93a0
 def knn_edges(

@@ -149,9 +149,10 @@ def _bilinear(n, n2):
 @njit(nogil=True, cache=True)
 def _stretch(places, sheet, W, sheet2, bits2, W2, rows, cols):
     "Distribute the pixels at `places` over another buffer, and clear the first"
+    wide = np.uint32(W)  # a division of unsigned integers is the faster one
     for p in places:
-        r = p // W
-        c = p % W
+        r = np.int64(np.uint32(p) // wide)
+        c = p - r * W
         for a in range(rows[0][r], rows[0][r + 1]):
             for b in range(cols[0][c], cols[0][c + 1]):
                 q = rows[1][a] * W2 + cols[1][b]
@@ -165,7 +166,9 @@ def _stretch(places, sheet, W, sheet2, bits2, W2, rows, cols):
 @njit(nogil=True, cache=True)
 def _collect(places, sheet, W, mean, std, threshold, summed, row, col, value, n):
     "Append the pixels above the threshold to the `n` nodes in row, col, value; clear the buffer; returns the new n"
+    wide = np.uint32(W)
     for p in places:
+        r = np.int64(np.uint32(p) // wide)
         total = np.float32(0)
         most = np.float32(0)
         for c in range(sheet.shape[1]):
@@ -176,8 +179,8 @@ def _collect(places, sheet, W, mean, std, threshold, summed, row, col, value, n)
             total += v
             most = max(most, abs(v))
             sheet[p, c] = 0
-        row[n] = p // W
-        col[n] = p % W
+        row[n] = r
+        col[n] = p - r * W
         n += (total if summed else most) > threshold
     return n
 

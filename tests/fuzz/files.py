@@ -128,7 +128,7 @@ def snapshot(folder):
 
 
 # what somebody with an HDF5 library did to a whole array
-WHOLE = r' (removed|renamed|as \S+|of another length)$'
+WHOLE = r'( (removed|renamed|as \S+|of another length)|attribute crc32 of \S+ = None)$'
 
 WRITES = {
     'evaluate': ('metrics.json', 'scores-'),

@@ -318,14 +318,16 @@ def _run_ops(name):
     def again(folder, good):
         return _train(name, folder / 'run', _jets(good), seed=0).complete
 
-    ops = [Op('open', opened), Op('notes', noted), Op('split', parts, 0.5), Op('resume', again, 0.4)]
+    ops = [Op('open', opened), Op('notes', noted), Op('split', parts, 0.5)]
+    resume = Op('resume', again, 0.4)  # last: where the weights are lost, it trains anew
     if name == 'code':
-        return ops + [Op('weights', weights)]
+        return [*ops, Op('weights', weights), resume]
     return ops + [
         Op('predict', predicted),
         Op('scores', scores),
         Op('evaluate', evaluated, 0.3),
         Op('compare', compared, 0.3),
+        resume,
     ]
 
 
