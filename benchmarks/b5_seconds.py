@@ -22,7 +22,7 @@ def written_graphs(store, idx, mean, std):
         d,near = cKDTree(xy).query(xy, k=k)
         d,near = d.reshape(len(xy),k),near.reshape(len(xy),k)
         sigma = max(d[:,-1].mean(), 1e-6)
-        edge_index = torch.from_numpy(np.stack([near.ravel(), np.repeat(np.arange(len(xy)), k)]))
+        edge_index = torch.from_numpy(np.stack([np.repeat(np.arange(len(xy)), k), near.ravel()])) # from a node to its neighbours
         res.append(Data(x=img[pos[:,0],pos[:,1]], edge_index=edge_index, edge_weight=torch.from_numpy(np.exp(-d.ravel()**2/sigma**2)).float(), y=int(store.columns['y'][i])))
     return res
 
@@ -36,7 +36,7 @@ class Written(nn.Module):
     def forward(self, b):
         from torch_geometric.nn import global_mean_pool
         x = b.x
-        for c in self.convs: x = (c(x, b.edge_index, b.edge_weight) if self.kind=='gcn' else c(x, b.edge_index)).relu()
+        for c in self.convs: x = c(x, b.edge_index).relu() # the stored weights are used by none
         return self.head(global_mean_pool(x, b.batch))
 
 def _auc(y, score):

@@ -266,3 +266,16 @@ def test_sparse_ae_has_one_matrix_after_loading(qg, images, tmp_path):
     with torch.no_grad():
         assert model.decode(model.encode(images)).equal(model(images)[0])
     assert model.encoder.weight.data_ptr() == model.decoder.sketch.weight.data_ptr()
+
+
+@pytest.mark.parametrize('prepare', ['gamma', 'log', 'equalise', 'jet'])
+def test_preparations_are_kept_with_a_run(prepare, tmp_path):
+    toy = toy_jets(80)
+    kw = dict(epochs=1, channels=['HCAL'], prepare=prepare, bs=32, progress=False)
+    run = train('conv_ae', toy, tmp_path / 'run', **kw)
+    x, y = reconstruct(run, toy, range(4))
+    mine, theirs = (l.dls.train for l in (run.learner(toy), run.learner()))
+    assert 0 <= x.min() and x.max() <= 1.0001 and np.isfinite(y).all()
+    assert [type(f) for f in mine.tfms.fs] == [type(f) for f in theirs.tfms.fs]
+    a, b = (next(iter(l.dls.test_dl(toy, idx=range(8), bs=8)))[0] for l in (run.learner(toy), run.learner()))
+    torch.testing.assert_close(a, b)
