@@ -84,7 +84,7 @@ def test_arrays(jets, ref):
 def test_permutations_are_found_without_towers(qg, ref):
     some = qg[1:400:2]
     x = some.images().permute(0, 2, 3, 1).numpy().copy()
-    x[0, 3, 3, 2] = 1e-3 # HCAL of one jet is not made of towers
+    x[..., 2] += np.random.default_rng(0).uniform(0, 1e-6, x.shape[:3]).astype('f4')*(x[..., 2]>0) # HCAL is not made of towers
     for order in ([0,1,2], [1,0,2], [0,2,1], [2,1,0], [1,2,0]):
         s = from_images(x[..., order], some.columns, LAYOUTS['cms'].channels, 'cms')
         assert max(s.upsample.values())==1
