@@ -316,6 +316,9 @@ def test_pictures_that_a_kill_prevented_are_drawn_later(run, store, tmp_path):
     assert not list((tmp_path/'twin').glob('*.png'))
     train('test_clf', store, tmp_path/'twin', **ARGS)
     assert {p.name for p in (tmp_path/'twin').glob('*.png')}==names and not (tmp_path/'twin'/'checkpoint').exists()
+    (tmp_path/'twin'/'checkpoint').mkdir()  # killed before this was removed
+    train('test_clf', store, tmp_path/'twin', **ARGS)
+    assert not (tmp_path/'twin'/'checkpoint').exists()
 
 def test_scores_of_other_weights_are_refused(run, store, tmp_path):
     a,b = [train('test_clf', store, tmp_path/str(i), **{**ARGS, 'seed':i}) for i in range(2)]

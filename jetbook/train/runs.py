@@ -776,10 +776,12 @@ def _begin(out, config, learn):
 
 def _already(run, store, progress):
     "A complete run; what was left to do when its process was killed is done"
-    if _last_checkpoint(run).exists():
+    file = _last_checkpoint(run)
+    if file.parent.is_dir():
         with suppress(OSError, InUse), locked(run.path):  # read-only, or somebody is doing it
-            learn = run.learner(store)
-            _save_plots(learn, run, _planned_rates(learn, run.config))
+            if file.exists():
+                learn = run.learner(store)
+                _save_plots(learn, run, _planned_rates(learn, run.config))
             _tidy(run)
     if progress:
         print(f'{run.name} is already trained: {len(run.history)} epochs')
