@@ -9,9 +9,12 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
 import traceback
 from pathlib import Path
+
+from tqdm import tqdm
 
 MB = 2**20
 
@@ -67,6 +70,8 @@ def begin_child(memory=None, quiet=True, group=False):
         os.setsid()
     faulthandler.disable()
     gc.freeze()  # leave the parent's pages shared
+    # tqdm's own lock is shared by all forks: one that is killed while it holds it would stop the others
+    tqdm.set_lock(threading.RLock())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory:
         n = int((status('VmSize') + memory) * MB)
