@@ -226,10 +226,9 @@ def eccentricity(
     return np.where(half + root > 1e-12, 1 - _ratio(half - root, half + root), 0.0)
 
 # %% ../../nbs/00e_observables.ipynb #45886b9f
-# a jet's constituents, by place, in three arrays; `x` float64:
-PX, PY, PZ, E, PT2, Y, PHI, DIST = range(
-    8
-)  # momentum, pT squared, rapidity, phi, squared distance to the neighbour
+# a jet's constituents, by place, in three arrays; `x` float64: momentum, pT squared, rapidity, phi, squared
+# distance to the neighbour
+PX, PY, PZ, E, PT2, Y, PHI, DIST = range(8)
 # `link` int64: the constituent at a place, its neighbour, and by constituent: its place, and how often it changed,
 ID, NEAR, SEEN, PLACE, CHANGES = range(5)  # SEEN is the neighbour's CHANGES when it was found
 # `rough` float32: rapidity, phi, an upper limit of DIST, and squared distances to one constituent

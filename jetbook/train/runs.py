@@ -955,15 +955,16 @@ def save_figure(
 
 def _save_plots(learn, run, rates):
     "Draw a finished training. The weights are safe by now, and nothing that fails here may cost them"
-    for name, draw in dict(losses=_draw_losses, lr=_draw_rates, results=_draw_results).items():
+    pictures = dict(losses=(_draw_losses, run), lr=(_draw_rates, rates), results=(_draw_results, learn))
+    for name, (draw, what) in pictures.items():
         try:
-            if (fig := draw(learn, run, rates)) is not None:
+            if (fig := draw(what)) is not None:
                 save_figure(fig, run.path / f'{name}.png')
         except Exception as e:
             warnings.warn(f'{run.name}: {name}.png could not be drawn ({type(e).__name__}: {e})')
 
 
-def _draw_losses(learn, run, rates):
+def _draw_losses(run):
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 3.2), layout='constrained')
@@ -971,7 +972,7 @@ def _draw_losses(learn, run, rates):
     return fig
 
 
-def _draw_rates(learn, run, rates):
+def _draw_rates(rates):
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 3.2), layout='constrained')
@@ -985,7 +986,7 @@ def _planned_rates(learn, c):
     return [rate(t) for t in np.linspace(0, 1, len(learn.dls.train) * c['epochs'])]
 
 
-def _draw_results(learn, run, rates):
+def _draw_results(learn):
     import matplotlib.pyplot as plt
 
     if not hasattr(learn.dls.valid, 'show_results'):
