@@ -2167,6 +2167,14 @@ def _opened(source):
     return source if isinstance(source, JetStore) else _open_to_look(source)
 
 # %% ../../nbs/00c_files.ipynb #98a9b288
+def _particle_facts(store):
+    "Quantities of the particles of a store or a source, and how many there are in a jet; None without particles"
+    if store.particles is None:
+        return None
+    p = store.particles if isinstance(store, JetStore) else store.particles.read(0, min(store.n, 2000))
+    return dict(quantities=[*p.fields], per_jet=p.offsets[-1] / max(len(p), 1))
+
+
 def info(
     source,  # a `JetStore`, or any file `pack` reads, or a packed one
     n: int = 2000,  # dense files: jets to read, from all over the file
@@ -2191,6 +2199,7 @@ def info(
         columns=_column_ranges((src or store).columns),
         labels=check_labels(store, warn=False),
         notes=[] if src is None else [*src.notes, *_remarks(src)],
+        particles=_particle_facts(store if src is None else src),
     )
 
 # %% ../../nbs/00c_files.ipynb #3be00e06

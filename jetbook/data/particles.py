@@ -6,7 +6,7 @@
 __all__ = ['Frame', 'JET_COLUMNS', 'NETWORK_FEATURES', 'GRID', 'four_momenta', 'preprocess', 'restore', 'toy_particles',
            'jet_columns', 'particle_kinds', 'network_features', 'paint', 'channel_weights', 'ReadAhead', 'as_stored',
            'particle_source', 'jetnet_source', 'aspen_source', 'energyflow_source', 'toptag_source', 'flat_source',
-           'weaver_source', 'RootTree', 'flat', 'jetclass_source', 'pfnano_source']
+           'weaver_source', 'RootTree', 'flat_list', 'jetclass_source', 'pfnano_source']
 
 # %% ../../nbs/00d_particles.ipynb #29210865
 import contextlib
@@ -728,11 +728,11 @@ def weaver_source(
     path = input_file(path)
     with arrow_errors(path.name):
         f = check_parquet(path)
-        kinds = {o.name: o.type for o in f.schema_arrow}
+        kinds = {o.name: _storage(o.type) for o in f.schema_arrow}
         names = _weaver_names([k for k, t in kinds.items() if 'list' in str(t)])
         _need_momentum(names, path.name)
         plain = [k for k, t in kinds.items() if 'list' not in str(t)]
-        columns = {k: plain_column(f.read([k])[k].combine_chunks()) for k in plain}
+        columns = {k: plain_column(_storage(f.read([k])[k].combine_chunks())) for k in plain}
         ends = np.cumsum([f.metadata.row_group(i).num_rows for i in range(f.metadata.num_row_groups)])
         n = f.metadata.num_rows
         f.close()
@@ -742,6 +742,13 @@ def weaver_source(
     own = dict(left=left, close=rows.close)
     layout = 'toptag' if 'top' in path.name.lower() else 'particles'
     return particle_source(rows, n, columns, path.name, layout, [path], **own)
+
+
+def _storage(o):
+    "What a pyarrow array or type is that awkward wrote as one of its own"
+    for name in ('storage', 'storage_type'):
+        o = getattr(o, name, o)
+    return o
 
 
 class _ArrowRows:
@@ -787,7 +794,7 @@ class _ArrowRows:
             return self._ragged(table.slice(skip, hi - lo))
 
     def _ragged(self, table):
-        lists = {new: table[old].combine_chunks() for old, new in self.names.items()}
+        lists = {new: _storage(table[old].combine_chunks()) for old, new in self.names.items()}
         offsets, fields = None, {}
         for k, v in lists.items():
             at = np.asarray(v.offsets, np.int64)
@@ -795,7 +802,7 @@ class _ArrowRows:
             if offsets is not None and not np.array_equal(at, offsets):
                 raise DataError(f'{k} has other lengths than px', found=self.path.name, do='check the file')
             offsets = at
-            fields[k] = v.flatten().to_numpy(zero_copy_only=False)
+            fields[k] = _storage(v.flatten()).to_numpy(zero_copy_only=False)
         return Ragged(offsets, **fields)
 
 
@@ -892,7 +899,7 @@ def _root_errors(name):
         raise DataError(f'{name} is damaged', found, do='check that the download is complete') from e
 
 
-def flat(
+def flat_list(
     array,  # awkward array of lists of numbers, (N, var)
 ):  # counts int64 (N,) and numbers (n,), as NumPy arrays
     "A jagged array as how many numbers there are in each list, and all numbers"
@@ -920,7 +927,9 @@ def jetclass_source(
     left = {k: t for k, t in tree.kinds.items() if k not in names and k not in plain and k not in _FOLLOW}
 
     def read(lo, hi):
-        lists = {new: flat(v) for (old, new), v in zip(names.items(), tree(list(names), lo, hi).values())}
+        lists = {
+            new: flat_list(v) for (old, new), v in zip(names.items(), tree(list(names), lo, hi).values())
+        }
         counts = next(iter(lists.values()))[0]
         return Ragged(np.concatenate([[0], np.cumsum(counts)]), **{k: v for k, (_, v) in lists.items()})
 
@@ -967,8 +976,8 @@ def pfnano_source(
         )
     tree.check([*names, *links, *per_jet, *events])
     found = tree([*per_jet, *events], 0, tree.n)
-    counts = flat(found[f'{jets}_pt'])[0]
-    columns = {new: flat(found[old])[1] for old, new in per_jet.items()}
+    counts = flat_list(found[f'{jets}_pt'])[0]
+    columns = {new: flat_list(found[old])[1] for old, new in per_jet.items()}
     columns |= {k: np.repeat(np.asarray(found[k]), counts) for k in events}
     starts = np.concatenate([[0], np.cumsum(counts)])  # the first jet of each event
     read = _LinkedJets(tree, names, links, starts)
@@ -989,9 +998,9 @@ class _LinkedJets:
         first = int(np.searchsorted(self.starts, lo, 'right')) - 1
         last = max(int(np.searchsorted(self.starts, hi, 'left')), first)
         found = self.tree([*self.names, *self.links], first, last)
-        jet, cand = (flat(found[k]) for k in self.links)
+        jet, cand = (flat_list(found[k]) for k in self.links)
         event = np.repeat(np.arange(last - first), jet[0])
-        there = flat(found[next(iter(self.names))])[0]
+        there = flat_list(found[next(iter(self.names))])[0]
         jets = np.diff(self.starts[first : last + 1])
         bad = (jet[1] < 0) | (jet[1] >= jets[event]) | (cand[1] < 0) | (cand[1] >= there[event])
         if bad.any():
@@ -1002,7 +1011,7 @@ class _LinkedJets:
         keep = np.flatnonzero((own >= lo) & (own < hi))
         keep = keep[np.argsort(own[keep], kind='stable')]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(own[keep] - lo, minlength=hi - lo))])
-        return Ragged(offsets, **{new: flat(found[old])[1][at[keep]] for old, new in self.names.items()})
+        return Ragged(offsets, **{new: flat_list(found[old])[1][at[keep]] for old, new in self.names.items()})
 
 
 READERS['pfnano'] = Reader(lambda p, kind: _has_branch(p, kind, 'FatJetPFCands_jetIdx'), pfnano_source)

@@ -1166,12 +1166,13 @@ def _place(idx, first, offsets, pixel, value, gw, up, c, row, col, channel, out)
 def clouds(
     self: JetStore,
     idx=None,  # indices of the jets (B,); default: all
+    pixels: bool = False,  # entries, where there are particles as well
 ):  # Ragged: `row`, `col` (float32, pixels), `channel` (uint8), `value` (float32)
     "The entries of jets `idx` as point clouds, channel after channel within a jet"
     if self.device != 'cpu':
-        return self.to('cpu').clouds(idx)
+        return self.to('cpu').clouds(idx, pixels)
     idx = self.indices(idx)
-    if self.particles is not None:
+    if self.particles is not None and not pixels:
         return self.particle_clouds(idx)
     counts = np.stack([o[idx + 1] - o[idx] for o, _, _ in self.entries.values()])
     offsets = np.concatenate([[0], np.cumsum(counts.sum(0))])

@@ -21,6 +21,7 @@ from fastai.metrics import AccumMetric, accuracy
 from sklearn.metrics import roc_auc_score
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore, njit
+from ..data.particles import network_features
 from ..data.observables import jet_profile
 from ..data.loaders import Split
 from ..train.recipes import recipe, TARGETS
@@ -43,8 +44,10 @@ def cell_dls(
     bs: int = 128,  # jets per batch
     max_nodes: int = None,  # number of brightest cells to keep; default: all
 ):  # DataLoaders of (x, mask, u, y)
-    "Batches of jets as padded sets of cells"
-    return graph_dls(store, split, GraphSpec(features=CELLS, max_nodes=max_nodes), dense=True, bs=bs)
+    "Batches of jets as padded sets of cells; of particles, with what is known of each"
+    known = store.particles is not None and network_features(store.particles.select([0])) is not None
+    features = (*CELLS, 'particle') if known else CELLS
+    return graph_dls(store, split, GraphSpec(features=features, max_nodes=max_nodes), dense=True, bs=bs)
 
 # %% ../../nbs/05b_sets.ipynb #62952912
 class CellScale(nn.Module):
