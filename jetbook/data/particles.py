@@ -826,12 +826,12 @@ class RootTree:
         path: str | Path,  # a ROOT file
         branch: str,  # a branch that the tree has
     ):
-        self.path = path
+        self.path = input_file(path)
         self.file = None
         with self.errors():
             tree, self.key = self.open(branch)
             if tree is None:
-                raise DataError(f'No tree with {branch} in {path.name}', self.key or 'no trees', branch)
+                raise DataError(f'No tree with {branch} in {self.path.name}', self.key or 'no trees', branch)
             self.n = int(tree.num_entries)
             self.kinds = {k: str(tree[k].interpretation) for k in tree.keys(recursive=False)}
             self.close()
