@@ -46,6 +46,7 @@ from .taggers.contrastive import *
 from .taggers.sets import *
 from .taggers.compare import *
 from .taggers.robust import *
+from .taggers.cnn import *
 from .anomaly.methods import *
 from .anomaly.density import *
 from .anomaly.reconstruction import *
