@@ -193,16 +193,16 @@ def test_parquet_in_threads(e2e, x, tmp_path, rows, threads, monkeypatch):
     eq(list(s.upsample.values()), [1, 1, 5])
 
 @pytest.mark.parametrize('shuffle', [False, True])
-@pytest.mark.parametrize('damage', ['bits', 'cut', 'longer', 'shorter'])
+@pytest.mark.parametrize('damage', ['bits', 'cut', 'longer', 'by one', 'shorter'])
 def test_a_damaged_chunk(x, tmp_path, shuffle, damage, threads):
     p, dest = tmp_path/'a.h5', tmp_path/'a.jets.h5'
     with h5py.File(p, 'w') as f:
         d = f.create_dataset('X_jets', data=x, chunks=(2, 125, 125, 3), compression='gzip', shuffle=shuffle)
         stored = d.id.get_chunk_info(7)
         good = d.id.read_direct_chunk(stored.chunk_offset)[1]
-        if damage in ('longer', 'shorter'):
-            bad = zlib.decompress(good)
-            d.id.write_direct_chunk(stored.chunk_offset, zlib.compress(bad + b'more' if damage=='longer' else bad[:-4]))
+        if damage in ('longer', 'by one', 'shorter'):
+            bad = {'longer':bytes(2**20), 'by one':b'1'}.get(damage, b'')
+            d.id.write_direct_chunk(stored.chunk_offset, zlib.compress(zlib.decompress(good)[:None if bad else -4] + bad))
         if damage=='cut': d.id.write_direct_chunk(stored.chunk_offset, good[:-3])
     if damage=='bits':
         with open(p, 'r+b') as f:

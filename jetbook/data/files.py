@@ -70,22 +70,22 @@ from jetbook.data.hdf5 import (
 )
 
 # %% ../../nbs/00c_files.ipynb #1b820869
-PART = np.uint64(16)  # unsigned: a signed index would be checked for counting from the end
+PART = np.uint64(64)  # unsigned: a signed index would be checked for counting from the end
 
 
 @intrinsic
 def _lit_of(typing, row, j):
-    "A bit for each of the 16 values of the uint32 array `row` from `j` on: is it other than zero?"
+    "A bit for each of the 64 values of the uint32 array `row` from `j` on: is it other than zero?"
     from llvmlite import ir
     from numba.core import types
 
-    values = ir.VectorType(ir.IntType(32), 16)
+    values = ir.VectorType(ir.IntType(32), 64)
 
     def write(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         first = builder.bitcast(builder.gep(data, [args[1]]), values.as_pointer())
-        lit = builder.icmp_unsigned('!=', builder.load(first, align=4), ir.Constant(values, [0] * 16))
-        return builder.zext(builder.bitcast(lit, ir.IntType(16)), ir.IntType(64))
+        lit = builder.icmp_unsigned('!=', builder.load(first, align=4), ir.Constant(values, [0] * 64))
+        return builder.bitcast(lit, ir.IntType(64))
 
     return types.uint64(row, j), write
 
@@ -101,19 +101,25 @@ def _zeros_behind(typing, bits):
     return bits(bits), write
 
 
+@intrinsic
+def _ones_in(typing, bits):
+    "Number of bits of `bits` that are set"
+    return bits(bits), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
 @kernel(inline='always')
-def _collect(row, j, lit, m):
-    "Write where the part at `row[j]` is not zero to `lit`, from `m` on; returns where that ends"
-    on = _lit_of(row, j)
-    for _ in range(4):
-        lit[m] = j + _zeros_behind(on)
-        m += np.uint64(on != 0)
-        on &= on - np.uint64(1)
-    while on:
-        lit[m] = j + _zeros_behind(on)
+def _collect(first, on, lit, m):
+    "Write `first` plus the number of each bit that is `on` to `lit`, from `m` on; returns where that ends"
+    end = m + _ones_in(on)
+    for _ in range(6):
+        lit[m] = first + _zeros_behind(on)
         m += np.uint64(1)
         on &= on - np.uint64(1)
-    return m
+    while on:
+        lit[m] = first + _zeros_behind(on)
+        m += np.uint64(1)
+        on &= on - np.uint64(1)
+    return end
 
 
 @kernel(inline='always')
@@ -135,18 +141,20 @@ def _sparsify(x, C, pixel, bits, counts, pos):
     n = len(x)
     L = np.uint64(x.shape[1])
     end = L - L % PART
-    lit = np.empty(L + np.uint64(1), np.uint32)
-    parts = np.empty(L // PART + np.uint64(1), np.uint32)
+    lit = np.empty(L + np.uint64(6), np.uint32)
+    first = np.empty(L // PART + np.uint64(1), np.uint32)
+    on = np.empty(L // PART + np.uint64(1), np.uint64)
     for i in range(n):
         row = x[i]
         counts[:, i] = -pos
-        n_parts = np.uint64(0)
+        parts = np.uint64(0)
         for j in range(np.uint64(0), end, PART):
-            parts[n_parts] = j
-            n_parts += np.uint64(_lit_of(row, j) != 0)
+            first[parts] = j
+            on[parts] = _lit_of(row, j)
+            parts += np.uint64(on[parts] != 0)
         m = np.uint64(0)
-        for j in parts[:n_parts]:
-            m = _collect(row, np.uint64(j), lit, m)
+        for k in range(parts):
+            m = _collect(first[k], on[k], lit, m)
         for j in range(end, L):
             lit[m] = j
             m += np.uint64(row[j] != 0)
@@ -609,7 +617,7 @@ class _Contiguous(_Direct):
         with self.open() as f:
             return self.fill(f, self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
 
-# %% ../../nbs/00c_files.ipynb #e7c2b932
+# %% ../../nbs/00c_files.ipynb #b6b9497f
 _SHUFFLE = h5py.h5z.FILTER_SHUFFLE
 _GZIP = h5py.h5z.FILTER_DEFLATE
 
@@ -641,46 +649,48 @@ class _Chunked(_Direct):
         with self.open() as f:
             for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
                 part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
-                chunk = self.chunk(f, *self.where[lo // jets + at[0], *at[1:]].tolist())
-                part[...] = chunk[tuple(map(slice, part.shape))]
+                own = part.shape == self.chunks and part.flags.c_contiguous
+                chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
+                self.unpack(
+                    f, chunk.reshape(-1).view(np.uint8), *self.where[lo // jets + at[0], *at[1:]].tolist()
+                )
+                if not own:
+                    part[...] = chunk[tuple(map(slice, part.shape))]
         return x[lo - first : hi - first]
 
-    def chunk(self, f, start, size, left_out):
-        "The numbers of a chunk"
-        if size > 1.1 * self.nbytes + 1024:
-            raise self.damaged(f'a chunk of {size:,} bytes')
-        data = self.fill(f, start, self.buffer('stored', (size,), np.uint8))
+    def unpack(self, f, out, start, size, left_out):
+        "Fill the bytes `out` from a chunk"
         used = [k for i, k in enumerate(self.filters) if not left_out >> i & 1]
+        into = self.buffer('shuffled', out.shape, np.uint8) if _SHUFFLE in used else out
+        if size > 1.1 * len(out) + 1024 or (_GZIP not in used and size != len(out)):
+            raise self.damaged(f'a chunk of {size:,} bytes')
         if _GZIP in used:
-            data = self.inflated(data)
-        if len(data) != self.nbytes:
-            raise self.damaged(f'a chunk of {len(data):,} bytes')
+            self.inflate(self.fill(f, start, self.buffer('stored', (size,), np.uint8)), into)
+        else:
+            self.fill(f, start, into)
         if _SHUFFLE in used:
-            data = self.unshuffled(data)
-        return np.frombuffer(data, self.dtype).reshape(self.chunks)
+            numbers = out.reshape(-1, self.dtype.itemsize)
+            for k, part in enumerate(into.reshape(self.dtype.itemsize, -1)):
+                numbers[:, k] = part
 
-    def inflated(self, data):
-        "What `data` unpacks to, if that is no more than a chunk"
+    def inflate(self, data, out):
+        "Unpack `data` into `out`, in pieces that stay in the cache until they are copied"
         gzip = zlib.decompressobj()
+        at = 0
         try:
-            data = gzip.decompress(data, self.nbytes + 1)
-        except zlib.error as e:
+            while piece := gzip.decompress(data, 2**18):
+                out[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+                at += len(piece)
+                data = gzip.unconsumed_tail
+        except (zlib.error, ValueError) as e:  # of damage, or of more than there is room for
             raise self.damaged(f'{type(e).__name__}: {e}') from e
-        if not gzip.eof:
-            raise self.damaged('a chunk that does not end where it should')
-        return data
-
-    def unshuffled(self, data):
-        size = self.dtype.itemsize
-        x = self.buffer('numbers', (len(data) // size, size), np.uint8)
-        for k, part in enumerate(np.frombuffer(data, np.uint8).reshape(size, -1)):
-            x[:, k] = part
-        return x
+        if at != len(out) or not gzip.eof:
+            raise self.damaged(f'a chunk that ends after {at:,} of {len(out):,} bytes')
 
     def damaged(self, found):
         return DataError(f'{self.path.name} is damaged', found, do='check that the download is complete')
 
-# %% ../../nbs/00c_files.ipynb #425055a2
+# %% ../../nbs/00c_files.ipynb #8d77786a
 def _h5_reader(path, ds):
     "A function that reads jets `lo:hi` of `ds`, how many at a time (None: any), and if threads may call it"
     key = ds.name
