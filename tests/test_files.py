@@ -123,6 +123,18 @@ def test_parquet_that_is_refused(e2e, x, tmp_path):
     fails(lambda: parquet_source(p), contains='damaged or not a parquet file')
     fails(lambda: parquet_source(tmp_path/'gone.parquet'), contains='No such file')
 
+def test_doubles_are_rounded_as_numpy_does():
+    "In any order in memory; NaN stays NaN, and counts as the same"
+    x = np.random.default_rng(0).normal(size=(3, 2, 5, 4))
+    x[0, 0, 0] = [np.nan, np.inf, -0., 1e300]
+    x[1, 0, 0] = [.5, 1e-320, -np.inf, 2**24+1]
+    for view in (x, x.transpose(0, 2, 3, 1), x.transpose(0, 2, 3, 1)[:, ::2]):
+        with np.errstate(over='ignore'): want = view.astype('f4')
+        y, rounded = files._as_float32(view)
+        assert y.flags.c_contiguous and np.array_equal(y.view('u4')[~np.isnan(view)], want.view('u4')[~np.isnan(view)])
+        assert np.isnan(y[np.isnan(view)]).all() and rounded==(~np.isclose(want, view, 0, 0, equal_nan=True)).sum()
+        for other in ('>f8', 'f16'): eq(files._as_float32(view.astype(other))[1], rounded)
+
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(params=[1, 3])

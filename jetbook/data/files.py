@@ -617,7 +617,7 @@ class _Contiguous(_Direct):
         with self.open() as f:
             return self.fill(f, self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
 
-# %% ../../nbs/00c_files.ipynb #b6b9497f
+# %% ../../nbs/00c_files.ipynb #e7278411
 _SHUFFLE = h5py.h5z.FILTER_SHUFFLE
 _GZIP = h5py.h5z.FILTER_DEFLATE
 
@@ -690,7 +690,7 @@ class _Chunked(_Direct):
     def damaged(self, found):
         return DataError(f'{self.path.name} is damaged', found, do='check that the download is complete')
 
-# %% ../../nbs/00c_files.ipynb #8d77786a
+# %% ../../nbs/00c_files.ipynb #1c218281
 def _h5_reader(path, ds):
     "A function that reads jets `lo:hi` of `ds`, how many at a time (None: any), and if threads may call it"
     key = ds.name
@@ -1580,10 +1580,26 @@ def _check_values(values, counts, first, channels, allowed, bad):
     return res, good, zeroed
 
 # %% ../../nbs/00c_files.ipynb #12186353
+@kernel
+def _round(x, y):
+    "Write the doubles `x` (n, H, W, C) to the float32 `y`; returns how many of them were rounded"
+    rounded = 0
+    for i, h, w in np.ndindex(x.shape[:3]):
+        for c in range(x.shape[3]):
+            v = x[i, h, w, c]
+            r = np.float32(v)
+            y[i, h, w, c] = r
+            rounded += not (r == v or (r != r and v != v))
+    return rounded
+
+
 def _as_float32(x):
     "`x` as contiguous float32, and how many values were rounded by that"
     if x.dtype == np.float32:
         return np.ascontiguousarray(x), 0
+    if x.dtype == np.float64 and x.dtype.isnative:
+        y = np.empty(x.shape, np.float32)
+        return y, _round(x, y)
     with np.errstate(over='ignore'):
         y = np.ascontiguousarray(x, np.float32)
     if x.dtype.kind == 'b' or x.dtype.itemsize <= 2:
