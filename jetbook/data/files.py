@@ -11,6 +11,7 @@ __all__ = ['READ_BYTES', 'STEP_BYTES', 'READ_MOST', 'DATA_FOLDERS', 'Source', 'c
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -561,6 +562,13 @@ def _check_layout(f, cols, left, path, layout, n, need):
             raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
 
 # %% ../../nbs/00c_files.ipynb #03467ab3
+class _File(io.FileIO):
+    "A file that is closed when its thread ends"
+
+    def __del__(self):
+        self.close()
+
+
 class _Direct:
     "Reads jets `lo:hi` of a dataset straight from the file, into a buffer for each thread that is reused"
 
@@ -574,14 +582,22 @@ class _Direct:
     def stat(self, s):
         return s.st_dev, s.st_ino, s.st_mtime_ns
 
-    @contextlib.contextmanager
-    def open(self):
-        "The file, which must be the one that was looked into"
-        with open(self.path, 'rb', buffering=0) as f:
+    def file(self):
+        "The file as this thread has opened it, which must be the one that was looked into"
+        f = getattr(self.here, 'file', None)
+        if f is None:
+            f = _File(self.path)
             if self.stat(os.fstat(f.fileno())) != self.was:
                 do = 'run again when it is complete'
                 raise DataError(f'{self.path.name} has changed while it was read', do=do)
-            yield f
+            self.here.file = f
+        return f
+
+    def close(self):
+        "Close this thread's file and free its buffers; what was read last is still valid"
+        if hasattr(self.here, 'file'):
+            self.here.file.close()
+        self.here.__dict__.clear()
 
     def buffer(self, name, shape, dtype):
         "Memory of this thread"
@@ -592,8 +608,9 @@ class _Direct:
             setattr(self.here, name, buf)
         return buf[:n].reshape(shape)
 
-    def fill(self, f, start, array):
+    def fill(self, start, array):
         "Read `array`, whose bytes are in the file from `start` on"
+        f = self.file()
         f.seek(start)
         left = memoryview(array.reshape(-1).view(np.uint8))
         while len(left) and (got := f.readinto(left)):
@@ -614,8 +631,7 @@ class _Contiguous(_Direct):
 
     def __call__(self, lo, hi):
         x = self.buffer('images', (hi - lo, *self.shape[1:]), self.dtype)
-        with self.open() as f:
-            return self.fill(f, self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
+        return self.fill(self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
 
 # %% ../../nbs/00c_files.ipynb #e7278411
 _SHUFFLE = h5py.h5z.FILTER_SHUFFLE
@@ -629,11 +645,9 @@ class _Chunked(_Direct):
         super().__init__(path, ds)
         self.filters = filters
         self.chunks = ds.chunks
-        self.nbytes = math.prod(ds.chunks) * ds.dtype.itemsize
         grid = (-(-n // c) for n, c in zip(ds.shape, ds.chunks))
-        self.where = np.zeros(
-            (*grid, 3), np.int64
-        )  # of each chunk: first byte, bytes, filters left out (bits)
+        # of each chunk: where it begins in the file, its bytes, and the filters that were left out, as bits
+        self.where = np.zeros((*grid, 3), np.int64)
         ds.id.chunk_iter(self.note)
 
     def note(self, chunk):
@@ -643,31 +657,28 @@ class _Chunked(_Direct):
     def __call__(self, lo, hi):
         jets = self.chunks[0]
         first = lo - lo % jets
-        x = self.buffer(
-            'images', (min(-(-hi // jets) * jets, self.shape[0]) - first, *self.shape[1:]), self.dtype
-        )
-        with self.open() as f:
-            for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
-                part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
-                own = part.shape == self.chunks and part.flags.c_contiguous
-                chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
-                self.unpack(
-                    f, chunk.reshape(-1).view(np.uint8), *self.where[lo // jets + at[0], *at[1:]].tolist()
-                )
-                if not own:
-                    part[...] = chunk[tuple(map(slice, part.shape))]
+        last = min(-(-hi // jets) * jets, self.shape[0])
+        x = self.buffer('images', (last - first, *self.shape[1:]), self.dtype)
+        for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
+            part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
+            own = part.shape == self.chunks and part.flags.c_contiguous
+            chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
+            stored = self.where[lo // jets + at[0], *at[1:]].tolist()
+            self.unpack(chunk.reshape(-1).view(np.uint8), *stored)
+            if not own:
+                part[...] = chunk[tuple(map(slice, part.shape))]
         return x[lo - first : hi - first]
 
-    def unpack(self, f, out, start, size, left_out):
+    def unpack(self, out, start, size, left_out):
         "Fill the bytes `out` from a chunk"
         used = [k for i, k in enumerate(self.filters) if not left_out >> i & 1]
         into = self.buffer('shuffled', out.shape, np.uint8) if _SHUFFLE in used else out
         if size > 1.1 * len(out) + 1024 or (_GZIP not in used and size != len(out)):
             raise self.damaged(f'a chunk of {size:,} bytes')
         if _GZIP in used:
-            self.inflate(self.fill(f, start, self.buffer('stored', (size,), np.uint8)), into)
+            self.inflate(self.fill(start, self.buffer('stored', (size,), np.uint8)), into)
         else:
-            self.fill(f, start, into)
+            self.fill(start, into)
         if _SHUFFLE in used:
             numbers = out.reshape(-1, self.dtype.itemsize)
             for k, part in enumerate(into.reshape(self.dtype.itemsize, -1)):
@@ -692,17 +703,19 @@ class _Chunked(_Direct):
 
 # %% ../../nbs/00c_files.ipynb #1c218281
 def _h5_reader(path, ds):
-    "A function that reads jets `lo:hi` of `ds`, how many at a time (None: any), and if threads may call it"
+    """A function that reads jets `lo:hi` of `ds`, how many to read at a time (None: any), and one that closes what
+    a thread has opened (None: reading is for one thread only)"""
     key = ds.name
     if ds.chunks is None and len(ds) and ds.id.get_offset() is not None:
-        return _Contiguous(path, ds), None, True
+        reader = _Contiguous(path, ds)
+        return reader, None, reader.close
 
     def read(lo, hi):
         with open_h5(path) as f:
             return f[key][lo:hi]
 
     if not ds.chunks:
-        return read, None, False
+        return read, None, None
     chunk = min(ds.chunks[0], len(ds) or 1)
     jet = math.prod(ds.shape[1:]) * ds.dtype.itemsize or 1  # bytes
     if chunk * jet > 64 * READ_MOST:
@@ -710,13 +723,14 @@ def _h5_reader(path, ds):
         expected = f'at most {64 * READ_MOST:,} bytes of images'
         raise DataError(what, f'{chunk:,} jets', expected, 'rewrite the file with smaller chunks (h5repack)')
     if chunk * jet > READ_MOST:  # as many jets as memory allows: a chunk is unpacked more than once
-        return read, max(READ_MOST // jet, 1), False
+        return read, max(READ_MOST // jet, 1), None
     pl = ds.id.get_create_plist()
     filters = [pl.get_filter(i)[0] for i in range(pl.get_nfilters())]
     ours = ([], [_GZIP], [_SHUFFLE], [_SHUFFLE, _GZIP])
     if filters in ours and ds.chunks[0] * jet <= STEP_BYTES:
-        return _Chunked(path, ds, filters), chunk * max(READ_BYTES // (chunk * jet), 1), True
-    return read, chunk * max(STEP_BYTES // (chunk * jet), 1), False
+        reader = _Chunked(path, ds, filters)
+        return reader, chunk * max(READ_BYTES // (chunk * jet), 1), reader.close
+    return read, chunk * max(STEP_BYTES // (chunk * jet), 1), None
 
 # %% ../../nbs/00c_files.ipynb #8f265ce7
 def h5_source(
@@ -739,7 +753,7 @@ def h5_source(
         n = len(ds)
         columns, left = _h5_columns(ds.parent, n, key.rsplit('/')[-1])
         _check_layout(ds.parent, columns, left, path, layout, n, need)
-        read, step, threads = _h5_reader(path, ds)
+        read, step, close = _h5_reader(path, ds)
         said = h5_attr(f, 'source')  # where the jets are from, as `to_dense` writes it
         cell = h5_attr(f, 'cell')
     name = path.name if image is None else f'{path.name}:{image}'
@@ -757,8 +771,9 @@ def h5_source(
         [path],
         left=left,
         notes=notes,
+        close=close,
         cell=cell if isinstance(cell, float) else None,
-        in_threads=threads,
+        in_threads=close is not None,
     )
 
 # %% ../../nbs/00c_files.ipynb #819b9757
