@@ -1115,7 +1115,7 @@ def parquet_source(
     with contextlib.closing(f), _arrow_errors(path.name):
         _check_parquet(f, image, path.name)
         numbers, values = _numbers_a_jet(f, image, path, count or 32)
-        batch = max(min(64, 2**22 // numbers), 1)
+        batch = max(min(16, 2**22 // numbers), 1)  # larger ones decode no faster, and take more memory
         groups = [f.metadata.row_group(i).num_rows for i in range(f.metadata.num_row_groups)]
         ends = np.cumsum(groups)
         rows = _ParquetRows(path, f.metadata, ends, image, f'{image} in {path.name}', batch)
@@ -1136,7 +1136,7 @@ def parquet_source(
         left=left,
         close=rows.close,
         starts=ends - groups,
-        in_threads=max(groups) <= batch,
+        in_threads=max(groups) <= 64,  # jets that a thread may have to skip
     )
 
 # %% ../../nbs/00c_files.ipynb #35c00c69
