@@ -11,6 +11,7 @@ __all__ = ['READ_BYTES', 'STEP_BYTES', 'READ_MOST', 'DATA_FOLDERS', 'Source', 'c
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -70,22 +71,22 @@ from jetbook.data.hdf5 import (
 )
 
 # %% ../../nbs/00c_files.ipynb #1b820869
-PART = np.uint64(16)  # unsigned: a signed index would be checked for counting from the end
+PART = np.uint64(64)  # unsigned: a signed index would be checked for counting from the end
 
 
 @intrinsic
 def _lit_of(typing, row, j):
-    "A bit for each of the 16 values of the uint32 array `row` from `j` on: is it other than zero?"
+    "A bit for each of the 64 values of the uint32 array `row` from `j` on: is it other than zero?"
     from llvmlite import ir
     from numba.core import types
 
-    values = ir.VectorType(ir.IntType(32), 16)
+    values = ir.VectorType(ir.IntType(32), 64)
 
     def write(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         first = builder.bitcast(builder.gep(data, [args[1]]), values.as_pointer())
-        lit = builder.icmp_unsigned('!=', builder.load(first, align=4), ir.Constant(values, [0] * 16))
-        return builder.zext(builder.bitcast(lit, ir.IntType(16)), ir.IntType(64))
+        lit = builder.icmp_unsigned('!=', builder.load(first, align=4), ir.Constant(values, [0] * 64))
+        return builder.bitcast(lit, ir.IntType(64))
 
     return types.uint64(row, j), write
 
@@ -101,19 +102,25 @@ def _zeros_behind(typing, bits):
     return bits(bits), write
 
 
+@intrinsic
+def _ones_in(typing, bits):
+    "Number of bits of `bits` that are set"
+    return bits(bits), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
 @kernel(inline='always')
-def _collect(row, j, lit, m):
-    "Write where the part at `row[j]` is not zero to `lit`, from `m` on; returns where that ends"
-    on = _lit_of(row, j)
-    for _ in range(4):
-        lit[m] = j + _zeros_behind(on)
-        m += np.uint64(on != 0)
-        on &= on - np.uint64(1)
-    while on:
-        lit[m] = j + _zeros_behind(on)
+def _collect(first, on, lit, m):
+    "Write `first` plus the number of each bit that is `on` to `lit`, from `m` on; returns where that ends"
+    end = m + _ones_in(on)
+    for _ in range(6):
+        lit[m] = first + _zeros_behind(on)
         m += np.uint64(1)
         on &= on - np.uint64(1)
-    return m
+    while on:
+        lit[m] = first + _zeros_behind(on)
+        m += np.uint64(1)
+        on &= on - np.uint64(1)
+    return end
 
 
 @kernel(inline='always')
@@ -135,18 +142,20 @@ def _sparsify(x, C, pixel, bits, counts, pos):
     n = len(x)
     L = np.uint64(x.shape[1])
     end = L - L % PART
-    lit = np.empty(L + np.uint64(1), np.uint32)
-    parts = np.empty(L // PART + np.uint64(1), np.uint32)
+    lit = np.empty(L + np.uint64(6), np.uint32)
+    first = np.empty(L // PART + np.uint64(1), np.uint32)
+    on = np.empty(L // PART + np.uint64(1), np.uint64)
     for i in range(n):
         row = x[i]
         counts[:, i] = -pos
-        n_parts = np.uint64(0)
+        parts = np.uint64(0)
         for j in range(np.uint64(0), end, PART):
-            parts[n_parts] = j
-            n_parts += np.uint64(_lit_of(row, j) != 0)
+            first[parts] = j
+            on[parts] = _lit_of(row, j)
+            parts += np.uint64(on[parts] != 0)
         m = np.uint64(0)
-        for j in parts[:n_parts]:
-            m = _collect(row, np.uint64(j), lit, m)
+        for k in range(parts):
+            m = _collect(first[k], on[k], lit, m)
         for j in range(end, L):
             lit[m] = j
             m += np.uint64(row[j] != 0)
@@ -553,6 +562,13 @@ def _check_layout(f, cols, left, path, layout, n, need):
             raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
 
 # %% ../../nbs/00c_files.ipynb #03467ab3
+class _File(io.FileIO):
+    "A file that is closed when its thread ends"
+
+    def __del__(self):
+        self.close()
+
+
 class _Direct:
     "Reads jets `lo:hi` of a dataset straight from the file, into a buffer for each thread that is reused"
 
@@ -566,14 +582,22 @@ class _Direct:
     def stat(self, s):
         return s.st_dev, s.st_ino, s.st_mtime_ns
 
-    @contextlib.contextmanager
-    def open(self):
-        "The file, which must be the one that was looked into"
-        with open(self.path, 'rb', buffering=0) as f:
+    def file(self):
+        "The file as this thread has opened it, which must be the one that was looked into"
+        f = getattr(self.here, 'file', None)
+        if f is None:
+            f = _File(self.path)
             if self.stat(os.fstat(f.fileno())) != self.was:
                 do = 'run again when it is complete'
                 raise DataError(f'{self.path.name} has changed while it was read', do=do)
-            yield f
+            self.here.file = f
+        return f
+
+    def close(self):
+        "Close this thread's file and free its buffers; what was read last is still valid"
+        if hasattr(self.here, 'file'):
+            self.here.file.close()
+        self.here.__dict__.clear()
 
     def buffer(self, name, shape, dtype):
         "Memory of this thread"
@@ -584,8 +608,9 @@ class _Direct:
             setattr(self.here, name, buf)
         return buf[:n].reshape(shape)
 
-    def fill(self, f, start, array):
+    def fill(self, start, array):
         "Read `array`, whose bytes are in the file from `start` on"
+        f = self.file()
         f.seek(start)
         left = memoryview(array.reshape(-1).view(np.uint8))
         while len(left) and (got := f.readinto(left)):
@@ -606,10 +631,9 @@ class _Contiguous(_Direct):
 
     def __call__(self, lo, hi):
         x = self.buffer('images', (hi - lo, *self.shape[1:]), self.dtype)
-        with self.open() as f:
-            return self.fill(f, self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
+        return self.fill(self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
 
-# %% ../../nbs/00c_files.ipynb #e7c2b932
+# %% ../../nbs/00c_files.ipynb #e7278411
 _SHUFFLE = h5py.h5z.FILTER_SHUFFLE
 _GZIP = h5py.h5z.FILTER_DEFLATE
 
@@ -621,11 +645,9 @@ class _Chunked(_Direct):
         super().__init__(path, ds)
         self.filters = filters
         self.chunks = ds.chunks
-        self.nbytes = math.prod(ds.chunks) * ds.dtype.itemsize
         grid = (-(-n // c) for n, c in zip(ds.shape, ds.chunks))
-        self.where = np.zeros(
-            (*grid, 3), np.int64
-        )  # of each chunk: first byte, bytes, filters left out (bits)
+        # of each chunk: where it begins in the file, its bytes, and the filters that were left out, as bits
+        self.where = np.zeros((*grid, 3), np.int64)
         ds.id.chunk_iter(self.note)
 
     def note(self, chunk):
@@ -635,64 +657,65 @@ class _Chunked(_Direct):
     def __call__(self, lo, hi):
         jets = self.chunks[0]
         first = lo - lo % jets
-        x = self.buffer(
-            'images', (min(-(-hi // jets) * jets, self.shape[0]) - first, *self.shape[1:]), self.dtype
-        )
-        with self.open() as f:
-            for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
-                part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
-                chunk = self.chunk(f, *self.where[lo // jets + at[0], *at[1:]].tolist())
+        last = min(-(-hi // jets) * jets, self.shape[0])
+        x = self.buffer('images', (last - first, *self.shape[1:]), self.dtype)
+        for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
+            part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
+            own = part.shape == self.chunks and part.flags.c_contiguous
+            chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
+            stored = self.where[lo // jets + at[0], *at[1:]].tolist()
+            self.unpack(chunk.reshape(-1).view(np.uint8), *stored)
+            if not own:
                 part[...] = chunk[tuple(map(slice, part.shape))]
         return x[lo - first : hi - first]
 
-    def chunk(self, f, start, size, left_out):
-        "The numbers of a chunk"
-        if size > 1.1 * self.nbytes + 1024:
-            raise self.damaged(f'a chunk of {size:,} bytes')
-        data = self.fill(f, start, self.buffer('stored', (size,), np.uint8))
+    def unpack(self, out, start, size, left_out):
+        "Fill the bytes `out` from a chunk"
         used = [k for i, k in enumerate(self.filters) if not left_out >> i & 1]
+        into = self.buffer('shuffled', out.shape, np.uint8) if _SHUFFLE in used else out
+        if size > 1.1 * len(out) + 1024 or (_GZIP not in used and size != len(out)):
+            raise self.damaged(f'a chunk of {size:,} bytes')
         if _GZIP in used:
-            data = self.inflated(data)
-        if len(data) != self.nbytes:
-            raise self.damaged(f'a chunk of {len(data):,} bytes')
+            self.inflate(self.fill(start, self.buffer('stored', (size,), np.uint8)), into)
+        else:
+            self.fill(start, into)
         if _SHUFFLE in used:
-            data = self.unshuffled(data)
-        return np.frombuffer(data, self.dtype).reshape(self.chunks)
+            numbers = out.reshape(-1, self.dtype.itemsize)
+            for k, part in enumerate(into.reshape(self.dtype.itemsize, -1)):
+                numbers[:, k] = part
 
-    def inflated(self, data):
-        "What `data` unpacks to, if that is no more than a chunk"
+    def inflate(self, data, out):
+        "Unpack `data` into `out`, in pieces that stay in the cache until they are copied"
         gzip = zlib.decompressobj()
+        at = 0
         try:
-            data = gzip.decompress(data, self.nbytes + 1)
-        except zlib.error as e:
+            while piece := gzip.decompress(data, 2**18):
+                out[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+                at += len(piece)
+                data = gzip.unconsumed_tail
+        except (zlib.error, ValueError) as e:  # of damage, or of more than there is room for
             raise self.damaged(f'{type(e).__name__}: {e}') from e
-        if not gzip.eof:
-            raise self.damaged('a chunk that does not end where it should')
-        return data
-
-    def unshuffled(self, data):
-        size = self.dtype.itemsize
-        x = self.buffer('numbers', (len(data) // size, size), np.uint8)
-        for k, part in enumerate(np.frombuffer(data, np.uint8).reshape(size, -1)):
-            x[:, k] = part
-        return x
+        if at != len(out) or not gzip.eof:
+            raise self.damaged(f'a chunk that ends after {at:,} of {len(out):,} bytes')
 
     def damaged(self, found):
         return DataError(f'{self.path.name} is damaged', found, do='check that the download is complete')
 
-# %% ../../nbs/00c_files.ipynb #425055a2
+# %% ../../nbs/00c_files.ipynb #1c218281
 def _h5_reader(path, ds):
-    "A function that reads jets `lo:hi` of `ds`, how many at a time (None: any), and if threads may call it"
+    """A function that reads jets `lo:hi` of `ds`, how many to read at a time (None: any), and one that closes what
+    a thread has opened (None: reading is for one thread only)"""
     key = ds.name
     if ds.chunks is None and len(ds) and ds.id.get_offset() is not None:
-        return _Contiguous(path, ds), None, True
+        reader = _Contiguous(path, ds)
+        return reader, None, reader.close
 
     def read(lo, hi):
         with open_h5(path) as f:
             return f[key][lo:hi]
 
     if not ds.chunks:
-        return read, None, False
+        return read, None, None
     chunk = min(ds.chunks[0], len(ds) or 1)
     jet = math.prod(ds.shape[1:]) * ds.dtype.itemsize or 1  # bytes
     if chunk * jet > 64 * READ_MOST:
@@ -700,13 +723,14 @@ def _h5_reader(path, ds):
         expected = f'at most {64 * READ_MOST:,} bytes of images'
         raise DataError(what, f'{chunk:,} jets', expected, 'rewrite the file with smaller chunks (h5repack)')
     if chunk * jet > READ_MOST:  # as many jets as memory allows: a chunk is unpacked more than once
-        return read, max(READ_MOST // jet, 1), False
+        return read, max(READ_MOST // jet, 1), None
     pl = ds.id.get_create_plist()
     filters = [pl.get_filter(i)[0] for i in range(pl.get_nfilters())]
     ours = ([], [_GZIP], [_SHUFFLE], [_SHUFFLE, _GZIP])
     if filters in ours and ds.chunks[0] * jet <= STEP_BYTES:
-        return _Chunked(path, ds, filters), chunk * max(READ_BYTES // (chunk * jet), 1), True
-    return read, chunk * max(STEP_BYTES // (chunk * jet), 1), False
+        reader = _Chunked(path, ds, filters)
+        return reader, chunk * max(READ_BYTES // (chunk * jet), 1), reader.close
+    return read, chunk * max(STEP_BYTES // (chunk * jet), 1), None
 
 # %% ../../nbs/00c_files.ipynb #8f265ce7
 def h5_source(
@@ -729,7 +753,7 @@ def h5_source(
         n = len(ds)
         columns, left = _h5_columns(ds.parent, n, key.rsplit('/')[-1])
         _check_layout(ds.parent, columns, left, path, layout, n, need)
-        read, step, threads = _h5_reader(path, ds)
+        read, step, close = _h5_reader(path, ds)
         said = h5_attr(f, 'source')  # where the jets are from, as `to_dense` writes it
         cell = h5_attr(f, 'cell')
     name = path.name if image is None else f'{path.name}:{image}'
@@ -747,8 +771,9 @@ def h5_source(
         [path],
         left=left,
         notes=notes,
+        close=close,
         cell=cell if isinstance(cell, float) else None,
-        in_threads=threads,
+        in_threads=close is not None,
     )
 
 # %% ../../nbs/00c_files.ipynb #819b9757
@@ -1570,10 +1595,26 @@ def _check_values(values, counts, first, channels, allowed, bad):
     return res, good, zeroed
 
 # %% ../../nbs/00c_files.ipynb #12186353
+@kernel
+def _round(x, y):
+    "Write the doubles `x` (n, H, W, C) to the float32 `y`; returns how many of them were rounded"
+    rounded = 0
+    for i, h, w in np.ndindex(x.shape[:3]):
+        for c in range(x.shape[3]):
+            v = x[i, h, w, c]
+            r = np.float32(v)
+            y[i, h, w, c] = r
+            rounded += not (r == v or (r != r and v != v))
+    return rounded
+
+
 def _as_float32(x):
     "`x` as contiguous float32, and how many values were rounded by that"
     if x.dtype == np.float32:
         return np.ascontiguousarray(x), 0
+    if x.dtype == np.float64 and x.dtype.isnative:
+        y = np.empty(x.shape, np.float32)
+        return y, _round(x, y)
     with np.errstate(over='ignore'):
         y = np.ascontiguousarray(x, np.float32)
     if x.dtype.kind == 'b' or x.dtype.itemsize <= 2:
