@@ -77,8 +77,8 @@ PART = np.uint64(64)  # unsigned: a signed index would be checked for counting f
 @intrinsic
 def _lit_of(typing, row, j):
     "A bit for each of the 64 values of the uint32 array `row` from `j` on: is it other than zero?"
-    from llvmlite import ir
     from numba.core import types
+    from numba.core.cgutils import ir  # llvmlite's
 
     values = ir.VectorType(ir.IntType(32), 64)
 
@@ -94,7 +94,7 @@ def _lit_of(typing, row, j):
 @intrinsic
 def _zeros_behind(typing, bits):
     "Number of zeros behind the last bit of `bits` that is set"
-    from llvmlite import ir
+    from numba.core.cgutils import ir
 
     def write(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
