@@ -45,6 +45,8 @@ from .taggers.gnn import *
 from .taggers.contrastive import *
 from .taggers.sets import *
 from .taggers.compare import *
+from .taggers.robust import *
+from .taggers.cnn import *
 from .anomaly.methods import *
 from .anomaly.density import *
 from .anomaly.reconstruction import *

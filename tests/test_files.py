@@ -3,6 +3,8 @@ import errno
 import os
 import sys
 import subprocess
+import warnings
+import zlib
 from unittest.mock import patch as mock
 
 import h5py
@@ -72,6 +74,19 @@ def test_a_contiguous_file_that_shrinks(cms):
     fails(lambda: s.read(0, 40), contains='has become shorter')
     fails(lambda: late.read(0, 40), contains='has changed while it was read')
 
+def test_files_are_closed(cms, tmp_path, threads):
+    "By each thread, and without a warning"
+    def opened(): return sum(os.path.samefile(cms, f'/proc/self/fd/{k}') for k in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{k}'))
+    src = h5_source(cms, 'cms')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        x = src.read(0, 4)
+        assert opened()==1
+        src.close()
+        assert opened()==0 and x.any() and np.array_equal(src.read(0, 4), x)
+        pack(src, tmp_path/'a.jets.h5', progress=False)
+        assert opened()==0
+
 def test_sources_joined(cms, x):
     src = h5_source(cms, 'cms')
     both = join_sources([src, src])
@@ -120,6 +135,107 @@ def test_parquet_that_is_refused(e2e, x, tmp_path):
     p.write_bytes(e2e.read_bytes()[:-100])
     fails(lambda: parquet_source(p), contains='damaged or not a parquet file')
     fails(lambda: parquet_source(tmp_path/'gone.parquet'), contains='No such file')
+
+def test_doubles_are_rounded_as_numpy_does():
+    "In any order in memory; NaN stays NaN, and counts as the same"
+    x = np.random.default_rng(0).normal(size=(3, 2, 5, 4))
+    x[0, 0, 0] = [np.nan, np.inf, -0., 1e300]
+    x[1, 0, 0] = [.5, 1e-320, -np.inf, 2**24+1]
+    for view in (x, x.transpose(0, 2, 3, 1), x.transpose(0, 2, 3, 1)[:, ::2]):
+        with np.errstate(over='ignore'): want = view.astype('f4')
+        y, rounded = files._as_float32(view)
+        assert y.flags.c_contiguous and np.array_equal(y.view('u4')[~np.isnan(view)], want.view('u4')[~np.isnan(view)])
+        assert np.isnan(y[np.isnan(view)]).all() and rounded==(~np.isclose(want, view, 0, 0, equal_nan=True)).sum()
+        for other in ('>f8', 'f16'): eq(files._as_float32(view.astype(other))[1], rounded)
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    import torch
+    n = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(n)
+
+def filters_left_out(path, x, columns):
+    "Gzip chunks of which every third is stored as it is, without the shuffle, and without both"
+    with h5py.File(path, 'w') as f:
+        d = f.create_dataset('X_jets', x.shape, x.dtype, chunks=(1, *x.shape[1:]), compression='gzip', shuffle=True)
+        for i, jet in enumerate(x):
+            if i%3==0: d[i] = jet
+            else: d.id.write_direct_chunk((i, 0, 0, 0), zlib.compress(jet.tobytes()) if i%3==1 else jet.tobytes(), i%3==1 or 3)
+        for k, v in columns.items(): f[k] = v
+    return path
+
+HOW = dict(contiguous=dict(), chunks=dict(chunks=(3, 125, 125, 3)), gzip=dict(chunks=(3, 125, 125, 3), compression='gzip'),
+           shuffle=dict(chunks=(3, 125, 125, 3), compression='gzip', shuffle=True), parts=dict(chunks=(7, 40, 125, 2), compression='gzip'),
+           only_shuffled=dict(chunks=(9, 25, 25, 1), shuffle=True), lzf=dict(chunks=(3, 125, 125, 3), compression='lzf'),
+           checked=dict(chunks=(3, 125, 125, 3), compression='gzip', fletcher32=True))
+
+@pytest.mark.parametrize('dtype', ['f4', '>f4', 'f8', 'u2'])
+@pytest.mark.parametrize('how', HOW)
+def test_hdf5_is_read_as_hdf5_does(x, tmp_path, how, dtype):
+    "In pieces that begin and end anywhere"
+    images = (100*x).astype(dtype)
+    with h5py.File(tmp_path/'a.h5', 'w') as f: f.create_dataset('X_jets', data=images, **HOW[how])
+    s = h5_source(tmp_path/'a.h5', 'cms', need=False)
+    assert s.in_threads==(how not in ('lzf', 'checked'))
+    for lo, hi in ((0, 40), (3, 9), (8, 9), (38, 40)):
+        got = s.read(lo, hi)
+        assert got.dtype==images.dtype and np.array_equal(got, images[lo:hi])
+
+def two_files(x, columns, channels):
+    parts = [(x[a], {k:v[a] for k, v in columns.items()}) for a in (slice(13), slice(13, 40))]
+    return join_sources([array_source(*o, channels, 'cms') for o in parts])
+
+@pytest.mark.parametrize('how', [*HOW, 'left_out', 'array', 'two'])
+def test_the_same_bytes_from_any_number_of_threads(cms, jets, x, tmp_path, how, threads, monkeypatch):
+    monkeypatch.setattr(files, 'STEP_BYTES', 9*125*125*3*4)  # jets
+    columns = {k:v.astype('f8') for k, v in sorted(jets.columns.items())}
+    want = pack(cms, tmp_path/'want.jets.h5', progress=False).path.read_bytes()
+    p = tmp_path/'other.h5'
+    if how=='left_out': src = open_source(filters_left_out(p, x, columns))
+    elif how=='array': src = open_source(array_source(x, columns, jets.channels, 'cms'))
+    elif how=='two': src = open_source(two_files(x, columns, jets.channels))
+    else:
+        with h5py.File(p, 'w') as f:
+            f.create_dataset('X_jets', data=x, **HOW[how])
+            for k, v in columns.items(): f[k] = v
+        src = open_source(p)
+    assert src.in_threads==(how not in ('lzf', 'checked'))
+    src.name = 'cms.h5'  # it is part of the store
+    assert pack(src, tmp_path/'got.jets.h5', progress=False).path.read_bytes()==want
+
+@pytest.mark.parametrize('rows', [1, 7, 100])
+def test_parquet_in_threads(e2e, x, tmp_path, rows, threads, monkeypatch):
+    import pyarrow as pa, pyarrow.parquet as pq
+    monkeypatch.setattr(files, 'STEP_BYTES', 9*125*125*3*4)  # jets
+    pq.write_table(pa.concat_tables([pq.read_table(e2e)]*3).combine_chunks(), p := tmp_path/'a.parquet', row_group_size=rows)
+    assert open_source(p).in_threads==(rows < 100)
+    s = pack(p, tmp_path/'a.jets.h5', progress=False)
+    same_bits(images(s), np.concatenate([x]*3))
+    eq(list(s.upsample.values()), [1, 1, 5])
+
+@pytest.mark.parametrize('shuffle', [False, True])
+@pytest.mark.parametrize('damage', ['bits', 'cut', 'longer', 'by one', 'shorter'])
+def test_a_damaged_chunk(x, tmp_path, shuffle, damage, threads):
+    p, dest = tmp_path/'a.h5', tmp_path/'a.jets.h5'
+    with h5py.File(p, 'w') as f:
+        d = f.create_dataset('X_jets', data=x, chunks=(2, 125, 125, 3), compression='gzip', shuffle=shuffle)
+        stored = d.id.get_chunk_info(7)
+        good = d.id.read_direct_chunk(stored.chunk_offset)[1]
+        if damage in ('longer', 'by one', 'shorter'):
+            bad = {'longer':bytes(2**20), 'by one':b'1'}.get(damage, b'')
+            d.id.write_direct_chunk(stored.chunk_offset, zlib.compress(zlib.decompress(good)[:None if bad else -4] + bad))
+        if damage=='cut': d.id.write_direct_chunk(stored.chunk_offset, good[:-3])
+    if damage=='bits':
+        with open(p, 'r+b') as f:
+            f.seek(stored.byte_offset+stored.size//2)
+            f.write(bytes(b ^ 255 for b in good[stored.size//2:][:8]))
+    src = open_source(p, label=False, layout='cms')
+    fails(lambda: pack(src, dest, progress=False), contains='a.h5 is damaged')
+    assert not dest.exists() and not dest.with_name(dest.name+'.part').exists()
 
 # --- which layout -----------------------------------------------------------------------------------------------------
 

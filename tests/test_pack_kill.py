@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
-import h5py, numpy as np, pytest
+import h5py, numpy as np, pytest, torch
 
 import jetbook.data.files as files
 from conftest import child, survives
@@ -155,7 +155,7 @@ def test_full_disk_while_saving(small_disk):
 
 # --- what the next run may go on from ---------------------------------------------------------------------------------
 
-def half(source, dest, **kwargs):
+def half(source, dest, threads=1, **kwargs):
     "Kill packing after some chunks"
     def _fn():
         commit = files._Spool.commit
@@ -163,6 +163,7 @@ def half(source, dest, **kwargs):
             commit(self, done)
             if done >= 24: os.kill(os.getpid(), signal.SIGKILL)
         files._Spool.commit = _commit
+        torch.set_num_threads(threads)
         quietly(source, dest, **kwargs)
     assert child(_fn).signal==signal.SIGKILL
     assert done(dest)==24
@@ -178,6 +179,16 @@ def test_goes_on(late_file, out):
     want = unbroken(late_file)
     half(late_file, out)
     assert begins(late_file, out)==24 and out.read_bytes()==want
+
+def test_goes_on_with_other_threads(late_file, out):
+    "Killed with three threads, ended with one, and the other way round"
+    want = unbroken(late_file)
+    half(late_file, out, threads=3)
+    assert begins(late_file, out)==24 and out.read_bytes()==want
+    out.unlink()
+    half(late_file, out)
+    e = child(lambda: (torch.set_num_threads(3), quietly(late_file, out)))
+    assert e.error is None and out.read_bytes()==want
 
 def test_begins_again_for_another_file(late_file, out):
     half(late_file, out)

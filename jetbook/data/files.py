@@ -11,12 +11,14 @@ __all__ = ['READ_BYTES', 'STEP_BYTES', 'READ_MOST', 'DATA_FOLDERS', 'Source', 'c
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -31,6 +33,8 @@ from jetbook.data.store import (
     check_keywords,
     ConfigError,
     DataError,
+    in_threads,
+    intrinsic,
     JetbookError,
     JetStore,
     kernel,
@@ -67,24 +71,56 @@ from jetbook.data.hdf5 import (
 )
 
 # %% ../../nbs/00c_files.ipynb #1b820869
-PART = np.uint64(16)  # unsigned: a signed index would be checked for counting from the end
+PART = np.uint64(64)  # unsigned: a signed index would be checked for counting from the end
+
+
+@intrinsic
+def _lit_of(typing, row, j):
+    "A bit for each of the 64 values of the uint32 array `row` from `j` on: is it other than zero?"
+    from numba.core import types
+    from numba.core.cgutils import ir  # llvmlite's
+
+    values = ir.VectorType(ir.IntType(32), 64)
+
+    def write(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        first = builder.bitcast(builder.gep(data, [args[1]]), values.as_pointer())
+        lit = builder.icmp_unsigned('!=', builder.load(first, align=4), ir.Constant(values, [0] * 64))
+        return builder.bitcast(lit, ir.IntType(64))
+
+    return types.uint64(row, j), write
+
+
+@intrinsic
+def _zeros_behind(typing, bits):
+    "Number of zeros behind the last bit of `bits` that is set"
+    from numba.core.cgutils import ir
+
+    def write(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return bits(bits), write
+
+
+@intrinsic
+def _ones_in(typing, bits):
+    "Number of bits of `bits` that are set"
+    return bits(bits), lambda context, builder, signature, args: builder.ctpop(args[0])
 
 
 @kernel(inline='always')
-def _any(row, j, n):
-    acc = np.uint32(0)
-    for k in range(n):
-        acc |= row[j + k]
-    return acc != 0
-
-
-@kernel(inline='always')
-def _collect(row, lo, hi, lit, m):
-    "Write the positions of the non-zero values of `row[lo:hi]` to `lit`, from `m` on; returns where they end"
-    for j in range(lo, hi):
-        lit[m] = j
-        m += np.uint64(row[j] != 0)
-    return m
+def _collect(first, on, lit, m):
+    "Write `first` plus the number of each bit that is `on` to `lit`, from `m` on; returns where that ends"
+    end = m + _ones_in(on)
+    for _ in range(6):
+        lit[m] = first + _zeros_behind(on)
+        m += np.uint64(1)
+        on &= on - np.uint64(1)
+    while on:
+        lit[m] = first + _zeros_behind(on)
+        m += np.uint64(1)
+        on &= on - np.uint64(1)
+    return end
 
 
 @kernel(inline='always')
@@ -106,15 +142,23 @@ def _sparsify(x, C, pixel, bits, counts, pos):
     n = len(x)
     L = np.uint64(x.shape[1])
     end = L - L % PART
-    lit = np.empty(L + np.uint64(1), np.uint32)
+    lit = np.empty(L + np.uint64(6), np.uint32)
+    first = np.empty(L // PART + np.uint64(1), np.uint32)
+    on = np.empty(L // PART + np.uint64(1), np.uint64)
     for i in range(n):
         row = x[i]
         counts[:, i] = -pos
-        m = np.uint64(0)
+        parts = np.uint64(0)
         for j in range(np.uint64(0), end, PART):
-            if _any(row, j, PART):
-                m = _collect(row, j, j + PART, lit, m)
-        m = _collect(row, end, L, lit, m)
+            first[parts] = j
+            on[parts] = _lit_of(row, j)
+            parts += np.uint64(on[parts] != 0)
+        m = np.uint64(0)
+        for k in range(parts):
+            m = _collect(first[k], on[k], lit, m)
+        for j in range(end, L):
+            lit[m] = j
+            m += np.uint64(row[j] != 0)
         if C == 3:  # constants the compiler can divide by
             _by_channel(row, lit, m, np.uint32(3), pixel, bits, pos)
         elif C == 1:
@@ -127,16 +171,23 @@ def _sparsify(x, C, pixel, bits, counts, pos):
 @kernel
 def _whole_towers(pixel, bits, W, up, lit, out_pixel, out_bits):
     "Entries of a jet by pixel -> one a tower; returns their number, or -1 if some tower is not constant"
-    band = -1
+    if W == 125 and up == 5:  # constants the compiler can divide by
+        return _one_a_tower(pixel, bits, np.uint32(125), np.uint32(5), lit, out_pixel, out_bits)
+    return _one_a_tower(pixel, bits, np.uint32(W), np.uint32(up), lit, out_pixel, out_bits)
+
+
+@kernel(inline='always')
+def _one_a_tower(pixel, bits, W, up, lit, out_pixel, out_bits):
+    band = np.uint32(0xFFFFFFFF)
     n = 0
     for k in range(len(pixel)):
-        r = np.uint32(pixel[k]) // np.uint32(W)
-        q = np.uint32(pixel[k]) - r * np.uint32(W)
-        t = q // np.uint32(up)
-        if r // np.uint32(up) != band:
-            band = r // np.uint32(up)
+        r = np.uint32(pixel[k]) // W
+        q = np.uint32(pixel[k]) - r * W
+        t = q // up
+        if r // up != band:
+            band = r // up
             lit[:] = 0  # the band's towers: where each was put, plus one
-        if r == band * up and q == t * np.uint32(up):
+        if r == band * up and q == t * up:
             out_pixel[n] = band * len(lit) + t
             out_bits[n] = bits[k]
             n += 1
@@ -256,7 +307,7 @@ class Source:
 
     def __init__(
         self,
-        read,  # (lo, hi) -> array (hi-lo, H, W, C), valid until the next call
+        read,  # (lo, hi) -> array (hi-lo, H, W, C), valid until the next call in the same thread
         n: int,  # number of jets
         shape: tuple,  # (H, W, C)
         layout: str,  # a key of `LAYOUTS`
@@ -267,9 +318,10 @@ class Source:
         files=(),  # paths, to recognise the same source again
         left: dict = None,  # column name -> array of text (n,) or of short rows (n, K), or what else it is
         notes=(),  # what was decided in reading, to be said
-        close=None,  # closes what `read` has opened; reading goes on all the same
+        close=None,  # closes what `read` has opened in this thread; reading goes on all the same
         starts=None,  # jets at which reading can begin; default: anywhere
         cell: float = None,  # width of a pixel in eta and phi; default: not known, or the layout's
+        in_threads: bool = False,  # may several threads call `read` at once?
     ):
         self.read = read
         self.n = n
@@ -283,6 +335,7 @@ class Source:
         self.close = close or (lambda: None)
         self.starts = starts
         self.cell = cell
+        self.in_threads = in_threads
         jet_bytes = 4 * math.prod(self.shape) or 1
         self.step = step or max(min(READ_BYTES, STEP_BYTES) // jet_bytes, 1)
         self.channels = tuple(channels or LAYOUTS[layout].channels or [f'c{i}' for i in range(shape[2])])
@@ -386,6 +439,7 @@ def array_source(
         channels=channels,
         left=left,
         notes=notes,
+        in_threads=True,
     )
 
 # %% ../../nbs/00c_files.ipynb #1957b93c
@@ -508,55 +562,149 @@ def _check_layout(f, cols, left, path, layout, n, need):
             raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
 
 # %% ../../nbs/00c_files.ipynb #03467ab3
-class _Contiguous:
-    "Reads jets `lo:hi` of a contiguous dataset straight from the file, into a buffer that is reused"
+class _File(io.FileIO):
+    "A file that is closed when its thread ends"
+
+    def __del__(self):
+        self.close()
+
+
+class _Direct:
+    "Reads jets `lo:hi` of a dataset straight from the file, into a buffer for each thread that is reused"
 
     def __init__(self, path, ds):
         self.path = path
-        self.start = ds.id.get_offset()
-        self.shape = ds.shape[1:]
-        self.buf = np.empty(0, ds.dtype)
-        self.file = None
+        self.shape = ds.shape
+        self.dtype = ds.dtype
+        self.here = threading.local()
         self.was = self.stat(os.stat(path))
 
     def stat(self, s):
         return s.st_dev, s.st_ino, s.st_mtime_ns
 
-    def open(self):
-        self.file = open(self.path, 'rb', buffering=0)
-        if self.stat(os.fstat(self.file.fileno())) != self.was:
-            self.close()
-            raise DataError(
-                f'{self.path.name} has changed while it was read', do='run again when it is complete'
-            )
+    def file(self):
+        "The file as this thread has opened it, which must be the one that was looked into"
+        f = getattr(self.here, 'file', None)
+        if f is None:
+            f = _File(self.path)
+            if self.stat(os.fstat(f.fileno())) != self.was:
+                do = 'run again when it is complete'
+                raise DataError(f'{self.path.name} has changed while it was read', do=do)
+            self.here.file = f
+        return f
 
     def close(self):
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-            self.buf = np.empty(0, self.buf.dtype)  # what was read last is still valid
+        "Close this thread's file and free its buffers; what was read last is still valid"
+        if hasattr(self.here, 'file'):
+            self.here.file.close()
+        self.here.__dict__.clear()
 
-    def __call__(self, lo, hi):
-        if self.file is None:
-            self.open()
-        numbers = math.prod(self.shape)
-        n = (hi - lo) * numbers
-        if len(self.buf) < n:
-            self.buf = np.empty(n, self.buf.dtype)
-        self.file.seek(self.start + lo * numbers * self.buf.itemsize)
-        left = memoryview(self.buf[:n].view(np.uint8))
-        while len(left) and (got := self.file.readinto(left)):
+    def buffer(self, name, shape, dtype):
+        "Memory of this thread"
+        n = math.prod(shape)
+        buf = getattr(self.here, name, None)
+        if buf is None or len(buf) < n:
+            buf = np.empty(n, dtype)
+            setattr(self.here, name, buf)
+        return buf[:n].reshape(shape)
+
+    def fill(self, start, array):
+        "Read `array`, whose bytes are in the file from `start` on"
+        f = self.file()
+        f.seek(start)
+        left = memoryview(array.reshape(-1).view(np.uint8))
+        while len(left) and (got := f.readinto(left)):
             left = left[got:]
         if len(left):
-            found = f'{os.fstat(self.file.fileno()).st_size:,} bytes'
-            raise DataError(
-                f'{self.path.name} has become shorter', found=found, do='run again when it is complete'
-            )
-        return self.buf[:n].reshape(hi - lo, *self.shape)
+            found = f'{os.fstat(f.fileno()).st_size:,} bytes'
+            do = 'run again when it is complete'
+            raise DataError(f'{self.path.name} has become shorter', found=found, do=do)
+        return array
 
 
+class _Contiguous(_Direct):
+    "Reads a contiguous dataset"
+
+    def __init__(self, path, ds):
+        super().__init__(path, ds)
+        self.start = ds.id.get_offset()
+
+    def __call__(self, lo, hi):
+        x = self.buffer('images', (hi - lo, *self.shape[1:]), self.dtype)
+        return self.fill(self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
+
+# %% ../../nbs/00c_files.ipynb #e7278411
+_SHUFFLE = h5py.h5z.FILTER_SHUFFLE
+_GZIP = h5py.h5z.FILTER_DEFLATE
+
+
+class _Chunked(_Direct):
+    "Reads a dataset in chunks that are shuffled, gzipped, both or neither"
+
+    def __init__(self, path, ds, filters):
+        super().__init__(path, ds)
+        self.filters = filters
+        self.chunks = ds.chunks
+        grid = (-(-n // c) for n, c in zip(ds.shape, ds.chunks))
+        # of each chunk: where it begins in the file, its bytes, and the filters that were left out, as bits
+        self.where = np.zeros((*grid, 3), np.int64)
+        ds.id.chunk_iter(self.note)
+
+    def note(self, chunk):
+        at = tuple(o // c for o, c in zip(chunk.chunk_offset, self.chunks))
+        self.where[at] = chunk.byte_offset, chunk.size, chunk.filter_mask
+
+    def __call__(self, lo, hi):
+        jets = self.chunks[0]
+        first = lo - lo % jets
+        last = min(-(-hi // jets) * jets, self.shape[0])
+        x = self.buffer('images', (last - first, *self.shape[1:]), self.dtype)
+        for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
+            part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
+            own = part.shape == self.chunks and part.flags.c_contiguous
+            chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
+            stored = self.where[lo // jets + at[0], *at[1:]].tolist()
+            self.unpack(chunk.reshape(-1).view(np.uint8), *stored)
+            if not own:
+                part[...] = chunk[tuple(map(slice, part.shape))]
+        return x[lo - first : hi - first]
+
+    def unpack(self, out, start, size, left_out):
+        "Fill the bytes `out` from a chunk"
+        used = [k for i, k in enumerate(self.filters) if not left_out >> i & 1]
+        into = self.buffer('shuffled', out.shape, np.uint8) if _SHUFFLE in used else out
+        if size > 1.1 * len(out) + 1024 or (_GZIP not in used and size != len(out)):
+            raise self.damaged(f'a chunk of {size:,} bytes')
+        if _GZIP in used:
+            self.inflate(self.fill(start, self.buffer('stored', (size,), np.uint8)), into)
+        else:
+            self.fill(start, into)
+        if _SHUFFLE in used:
+            numbers = out.reshape(-1, self.dtype.itemsize)
+            for k, part in enumerate(into.reshape(self.dtype.itemsize, -1)):
+                numbers[:, k] = part
+
+    def inflate(self, data, out):
+        "Unpack `data` into `out`, in pieces that stay in the cache until they are copied"
+        gzip = zlib.decompressobj()
+        at = 0
+        try:
+            while piece := gzip.decompress(data, 2**18):
+                out[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+                at += len(piece)
+                data = gzip.unconsumed_tail
+        except (zlib.error, ValueError) as e:  # of damage, or of more than there is room for
+            raise self.damaged(f'{type(e).__name__}: {e}') from e
+        if at != len(out) or not gzip.eof:
+            raise self.damaged(f'a chunk that ends after {at:,} of {len(out):,} bytes')
+
+    def damaged(self, found):
+        return DataError(f'{self.path.name} is damaged', found, do='check that the download is complete')
+
+# %% ../../nbs/00c_files.ipynb #1c218281
 def _h5_reader(path, ds):
-    "A function that reads jets `lo:hi` of dataset `ds`, how many to read at a time (None: any), and one that closes"
+    """A function that reads jets `lo:hi` of `ds`, how many to read at a time (None: any), and one that closes what
+    a thread has opened (None: reading is for one thread only)"""
     key = ds.name
     if ds.chunks is None and len(ds) and ds.id.get_offset() is not None:
         reader = _Contiguous(path, ds)
@@ -576,6 +724,12 @@ def _h5_reader(path, ds):
         raise DataError(what, f'{chunk:,} jets', expected, 'rewrite the file with smaller chunks (h5repack)')
     if chunk * jet > READ_MOST:  # as many jets as memory allows: a chunk is unpacked more than once
         return read, max(READ_MOST // jet, 1), None
+    pl = ds.id.get_create_plist()
+    filters = [pl.get_filter(i)[0] for i in range(pl.get_nfilters())]
+    ours = ([], [_GZIP], [_SHUFFLE], [_SHUFFLE, _GZIP])
+    if filters in ours and ds.chunks[0] * jet <= STEP_BYTES:
+        reader = _Chunked(path, ds, filters)
+        return reader, chunk * max(READ_BYTES // (chunk * jet), 1), reader.close
     return read, chunk * max(STEP_BYTES // (chunk * jet), 1), None
 
 # %% ../../nbs/00c_files.ipynb #8f265ce7
@@ -619,6 +773,7 @@ def h5_source(
         notes=notes,
         close=close,
         cell=cell if isinstance(cell, float) else None,
+        in_threads=close is not None,
     )
 
 # %% ../../nbs/00c_files.ipynb #819b9757
@@ -649,15 +804,16 @@ def join_sources(
         _check_alike(s, s0)
     ends = np.cumsum([s.n for s in sources])
     starts = ends - [s.n for s in sources]
-    opened = []
+    opened = threading.local()
 
     def read(lo, hi):
         here = [(s, a, b) for s, a, b in zip(sources, starts, ends) if lo < b and hi > a]
         parts = []
         for s, a, b in here:
-            if opened and opened[0] is not s:  # one file open at a time, however many there are
-                opened.pop().close()
-            opened[:] = [s]
+            last = getattr(opened, 'source', s)
+            if last is not s:  # each thread has one file open at a time, however many there are
+                last.close()
+            opened.source = s
             parts.append(s.read(max(lo - a, 0), min(hi - a, s.n)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -688,6 +844,7 @@ def join_sources(
         notes=notes,
         close=close,
         cell=s0.cell,
+        in_threads=all(s.in_threads for s in sources),
     )
 
 # %% ../../nbs/00c_files.ipynb #6d7c1da5
@@ -823,17 +980,16 @@ def _numbers_a_jet(f, image, path, channels):
     return int(n), values
 
 # %% ../../nbs/00c_files.ipynb #402d01d6
-class _ParquetRows:
-    "Reads rows `lo:hi` of a nested column; in order it never decodes a row twice"
+class _ParquetRows(threading.local):
+    "Reads rows `lo:hi` of a nested column; in order it never decodes a row twice. Each thread has its own"
 
-    def __init__(self, path, f, column, name, batch):
+    def __init__(self, path, metadata, ends, column, name, batch):
         self.path = path
-        self.metadata = f.metadata
+        self.metadata = metadata
+        self.ends = ends  # of the row groups
         self.column = column
         self.name = name
         self.batch = batch
-        groups = range(f.metadata.num_row_groups)
-        self.ends = np.cumsum([f.metadata.row_group(i).num_rows for i in groups])
         self.f = None
         self.close()
 
@@ -959,8 +1115,10 @@ def parquet_source(
     with contextlib.closing(f), _arrow_errors(path.name):
         _check_parquet(f, image, path.name)
         numbers, values = _numbers_a_jet(f, image, path, count or 32)
-        batch = max(min(64, 2**22 // numbers), 1)
-        rows = _ParquetRows(path, f, image, f'{image} in {path.name}', batch)
+        batch = max(min(16, 2**22 // numbers), 1)  # larger ones decode no faster, and take more memory
+        groups = [f.metadata.row_group(i).num_rows for i in range(f.metadata.num_row_groups)]
+        ends = np.cumsum(groups)
+        rows = _ParquetRows(path, f.metadata, ends, image, f'{image} in {path.name}', batch)
         turn, shape, _ = _turned(rows(0, 1).shape[1:], count, channels_first, image)
         rows.close()
         columns, left = _parquet_columns(f, image, values)
@@ -977,7 +1135,8 @@ def parquet_source(
         [path],
         left=left,
         close=rows.close,
-        starts=np.concatenate([[0], rows.ends[:-1]]),
+        starts=ends - groups,
+        in_threads=max(groups) <= 64,  # jets that a thread may have to skip
     )
 
 # %% ../../nbs/00c_files.ipynb #35c00c69
@@ -1436,10 +1595,26 @@ def _check_values(values, counts, first, channels, allowed, bad):
     return res, good, zeroed
 
 # %% ../../nbs/00c_files.ipynb #12186353
+@kernel
+def _round(x, y):
+    "Write the doubles `x` (n, H, W, C) to the float32 `y`; returns how many of them were rounded"
+    rounded = 0
+    for i, h, w in np.ndindex(x.shape[:3]):
+        for c in range(x.shape[3]):
+            v = x[i, h, w, c]
+            r = np.float32(v)
+            y[i, h, w, c] = r
+            rounded += not (r == v or (r != r and v != v))
+    return rounded
+
+
 def _as_float32(x):
     "`x` as contiguous float32, and how many values were rounded by that"
     if x.dtype == np.float32:
         return np.ascontiguousarray(x), 0
+    if x.dtype == np.float64 and x.dtype.isnative:
+        y = np.empty(x.shape, np.float32)
+        return y, _round(x, y)
     with np.errstate(over='ignore'):
         y = np.ascontiguousarray(x, np.float32)
     if x.dtype.kind == 'b' or x.dtype.itemsize <= 2:
@@ -1454,9 +1629,17 @@ def _progress(progress, **kwargs):
     return tqdm(disable=not progress, **kwargs)
 
 
-def _read_sparse(src, lo, hi, pixel, bits):
-    """Jets `lo:hi` as entries in `pixel` and `bits` (C, cap); returns entries per jet (C, hi-lo), per channel (C,),
-    and how many values were rounded"""
+class _Entries(threading.local):
+    "Room for the entries of `jets` jets, for each thread its own"
+
+    def __init__(self, jets, H, W, C):
+        self.pixel = np.empty((C, jets * H * W), np.uint16)
+        self.bits = np.empty((C, jets * H * W), np.uint32)
+
+
+def _read_sparse(src, lo, hi, room):
+    """Jets `lo:hi` as entries: how many of each jet (C, hi-lo), pixels and bits of each channel (n,), and how many
+    values were rounded"""
     C = src.shape[2]
     counts = np.empty((C, hi - lo), np.int64)
     pos = np.zeros(C, np.int64)
@@ -1468,8 +1651,8 @@ def _read_sparse(src, lo, hi, pixel, bits):
         x, k = _as_float32(x)
         rounded += k
         flat = x.reshape(len(x), math.prod(src.shape)).view(np.uint32)
-        _sparsify(flat, C, pixel, bits, counts[:, i - lo : i - lo + len(x)], pos)
-    return counts, pos, rounded
+        _sparsify(flat, C, room.pixel, room.bits, counts[:, i - lo : i - lo + len(x)], pos)
+    return counts, *([a[c, :n].copy() for c, n in enumerate(pos)] for a in (room.pixel, room.bits)), rounded
 
 
 def _by_towers(st, name, jets, H, W, up, counts, pixel, bits):
@@ -1516,19 +1699,23 @@ def _fill_spool(src, spool, towers, negative, progress, bad='error'):
         st['up'].setdefault(k, towers if towers > 1 and H % towers == 0 and W % towers == 0 else 1)
     spool.open()
     step = min(max(STEP_BYTES // (4 * H * W * C) // src.step, 1) * src.step, src.n)
-    pixel = np.empty((C, step * H * W), np.uint16)
-    bits = np.empty((C, step * H * W), np.uint32)
+    room = _Entries(step, H, W, C)
     allowed = _allowed(src, negative, bad)
     drop = _drop_for_columns(src, bad)
-    with _progress(progress, total=src.n, initial=st['done'], unit='jets', desc='pack') as bar:
-        for lo in range(st['done'], src.n, step):
-            hi = min(lo + step, src.n)
-            counts, pos, rounded = _read_sparse(src, lo, hi, pixel, bits)
-            values = [bits[c, : pos[c]].view(np.float32) for c in range(C)]
-            values, good, zeroed = _check_values(values, counts, lo, src.channels, allowed, bad)
+
+    def read(lo):
+        counts, pixel, bits, rounded = _read_sparse(src, lo, min(lo + step, src.n), room)
+        values = [b.view(np.float32) for b in bits]
+        return lo, counts, pixel, rounded, *_check_values(values, counts, lo, src.channels, allowed, bad)
+
+    todo = range(st['done'], src.n, step)
+    chunks = in_threads(read, todo) if src.in_threads else (read(lo) for lo in todo)
+    bar = _progress(progress, total=src.n, initial=st['done'], unit='jets', desc='pack')
+    with bar, contextlib.closing(chunks):
+        for lo, counts, pixel, rounded, values, good, zeroed in chunks:
+            hi = lo + counts.shape[1]
             good &= ~drop[lo:hi]
-            for c, v in enumerate(values):
-                p = pixel[c, : pos[c]]
+            for c, (p, v) in enumerate(zip(pixel, values)):
                 if not good.all():
                     mask = np.repeat(good, counts[c])
                     p, v = p[mask], v[mask]

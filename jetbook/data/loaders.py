@@ -867,5 +867,5 @@ def _teach_fastai():
         if x.dl.task == 'reconstruct':
             titles = [f'loss {float(e):.3g}' for _, _, e in rows]
             return _draw((x.x,), x.dl.channels, titles, x.dl.dataset.cell)
-        titles = [f'{s[1]}\nsays {o[0]}, loss {float(e):.3g}' for s, o, e in rows]
+        titles = [f'{s[-1]}\nsays {o[0]}, loss {float(e):.3g}' for s, o, e in rows]
         return _draw(x.dl.decode((x.x,)), x.dl.channels, titles, x.dl.dataset.cell)

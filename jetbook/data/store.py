@@ -6,8 +6,8 @@
 __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError', 'DataError', 'StoreError', 'NoSuchJet',
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'machine_memory', 'native',
            'check_cell', 'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target',
-           'njit', 'kernel', 'in_threads', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries', 'Ragged', 'join',
-           'jet_keys', 'show_jet', 'toy_jets', 'find_target']
+           'njit', 'kernel', 'intrinsic', 'n_threads', 'in_threads', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries',
+           'Ragged', 'join', 'jet_keys', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import contextlib
@@ -18,6 +18,7 @@ import inspect
 import operator
 import os
 import re
+import sys
 import threading
 import weakref
 import zlib
@@ -486,7 +487,7 @@ def _compile(names):
     for name, f in list(names.items()):
         plain = getattr(f, 'to_compile', None)
         if plain is not None and plain.__globals__ is names:
-            names[name] = njit(plain, **{'nogil': True, **f.options})
+            names[name] = f.compiler(plain, **f.options)
 
 
 def kernel(
@@ -503,23 +504,49 @@ def kernel(
         return f.__globals__[f.__name__](*args)
 
     first.to_compile = f
-    first.options = options
+    first.compiler = njit
+    first.options = {'nogil': True, **options}
+    return first
+
+# %% ../../nbs/00_data.ipynb #cd5ce5db
+def intrinsic(
+    f,  # (typing context, types of the arguments) -> signature, and a function that writes LLVM
+):  # the function, for kernels to call
+    "`numba.extending.intrinsic`, deferred as a `kernel` is"
+
+    def compiler(plain, **options):
+        from numba.extending import intrinsic
+
+        return intrinsic(plain)
+
+    first = kernel(f)
+    first.compiler = compiler
     return first
 
 # %% ../../nbs/00_data.ipynb #71f1402a
+def n_threads():  # int
+    "Threads to work in: torch's, or those that it would take if it were imported, which takes a second"
+    if 'torch' in sys.modules:
+        return sys.modules['torch'].get_num_threads()
+    told = os.environ.get('OMP_NUM_THREADS', '')
+    if told.isdecimal() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def in_threads(
     f,  # a function of one item that releases Python's lock: numba kernels, NumPy, torch
     items,  # any iterable
 ):  # iterator of f(item), in order
     "`f` of each item, several at a time"
-    import torch
-
-    n = torch.get_num_threads()
+    n = n_threads()
     if n == 1:
         yield from map(f, items)
         return
+    torch = sys.modules.get('torch')
     waiting = deque()
-    torch.set_num_threads(1)
+    if torch:
+        torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(n) as pool:
             for item in items:
@@ -529,7 +556,8 @@ def in_threads(
             while waiting:
                 yield waiting.popleft().result()
     finally:
-        torch.set_num_threads(n)
+        if torch:
+            torch.set_num_threads(n)
 
 # %% ../../nbs/00_data.ipynb #2402f657
 @kernel
