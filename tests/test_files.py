@@ -3,6 +3,7 @@ import errno
 import os
 import sys
 import subprocess
+import warnings
 import zlib
 from unittest.mock import patch as mock
 
@@ -67,12 +68,24 @@ def test_hdf5_that_is_refused(jets, x, tmp_path):
         fails(lambda: h5_source(write(tmp_path/'b.h5', images_, **columns), 'cms'), contains=why)
 
 def test_a_contiguous_file_that_shrinks(cms):
-    s = h5_source(cms, 'cms')
+    s, late = h5_source(cms, 'cms'), h5_source(cms, 'cms')
     s.read(0, 3)
     os.truncate(cms, cms.stat().st_size//2)
-    fails(lambda: s.read(0, 40), contains='has changed while it was read')
-    with mock.object(files._Direct, 'stat', lambda self, s: self.was):  # cut once it is open
-        fails(lambda: s.read(0, 40), contains='has become shorter')
+    fails(lambda: s.read(0, 40), contains='has become shorter')
+    fails(lambda: late.read(0, 40), contains='has changed while it was read')
+
+def test_files_are_closed(cms, tmp_path, threads):
+    "By each thread, and without a warning"
+    def opened(): return sum(os.path.samefile(cms, f'/proc/self/fd/{k}') for k in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{k}'))
+    src = h5_source(cms, 'cms')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        x = src.read(0, 4)
+        assert opened()==1
+        src.close()
+        assert opened()==0 and x.any() and np.array_equal(src.read(0, 4), x)
+        pack(src, tmp_path/'a.jets.h5', progress=False)
+        assert opened()==0
 
 def test_sources_joined(cms, x):
     src = h5_source(cms, 'cms')

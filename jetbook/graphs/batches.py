@@ -64,6 +64,7 @@ class GraphSpec:
     weights: str = None  # 'gaussian': exp(-d^2/sigma^2), see `gaussian_weights`
     edge_attr: tuple = ()  # of the edges: any of 'distance', 'weight', 'relative' (eta, phi), in this order
     max_nodes: int = None  # largest number per jet; the brightest are kept
+    within: float = None  # only nodes so close to the jet's centroid, in eta and phi; their features see all
 
     def __post_init__(self):
         _tidy_spec(self)
@@ -92,6 +93,8 @@ def _check_nodes(s):
     if not s.threshold >= 0:
         raise ConfigError('The threshold is below zero', found=s.threshold, expected='0 or more')
     _in_range(s, 'max_nodes', 2**16)
+    if s.within is not None and not s.within > 0:
+        raise ConfigError('No node is so close', found=s.within, expected='more than 0, in eta and phi')
     _in_range(s, 'resize', 256)
     if s.nodes == 'native' and (s.resize or s.normalise):
         raise ConfigError('Only pixels can be resized or normalised', found=s.nodes, expected="nodes='pixel'")
@@ -177,7 +180,18 @@ def _nodes_features(store, idx, spec):
         return pixel_nodes(store, idx, **size)
 
     nodes = make_nodes(store, idx, spec)
-    return nodes, node_features(nodes, spec.features, lit)
+    x = node_features(nodes, spec.features, lit)
+    if spec.within is None:
+        return nodes, x
+    near = _close(nodes, spec.within)
+    return nodes.keep(near), x[near]
+
+
+def _close(nodes, within):
+    "Which nodes are within a distance of their jet's centroid; of each jet the closest at least"
+    distance = node_features(nodes, ('distance',))[:, 0]
+    closest = np.minimum.reduceat(distance, nodes.offsets[:-1])[nodes.jet] if len(distance) else distance
+    return (distance < within) | (distance == closest)
 
 # %% ../../nbs/04b_batches.ipynb #d1773534
 def _columns(store, idx):
