@@ -12,6 +12,7 @@ __all__ = ['READ_BYTES', 'STEP_BYTES', 'READ_MOST', 'ParticleInput', 'Reader', '
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -80,8 +81,8 @@ PART = np.uint64(64)  # unsigned: a signed index would be checked for counting f
 @intrinsic
 def _lit_of(typing, row, j):
     "A bit for each of the 64 values of the uint32 array `row` from `j` on: is it other than zero?"
-    from llvmlite import ir
     from numba.core import types
+    from numba.core.cgutils import ir  # llvmlite's
 
     values = ir.VectorType(ir.IntType(32), 64)
 
@@ -97,7 +98,7 @@ def _lit_of(typing, row, j):
 @intrinsic
 def _zeros_behind(typing, bits):
     "Number of zeros behind the last bit of `bits` that is set"
-    from llvmlite import ir
+    from numba.core.cgutils import ir
 
     def write(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
@@ -592,6 +593,13 @@ def _check_layout(f, cols, left, path, layout, n, need):
             raise DataError(f'{k} has a wrong shape', found=f[k].shape, expected=(n,))
 
 # %% ../../nbs/00c_files.ipynb #03467ab3
+class _File(io.FileIO):
+    "A file that is closed when its thread ends"
+
+    def __del__(self):
+        self.close()
+
+
 class _Direct:
     "Reads jets `lo:hi` of a dataset straight from the file, into a buffer for each thread that is reused"
 
@@ -605,14 +613,22 @@ class _Direct:
     def stat(self, s):
         return s.st_dev, s.st_ino, s.st_mtime_ns
 
-    @contextlib.contextmanager
-    def open(self):
-        "The file, which must be the one that was looked into"
-        with open(self.path, 'rb', buffering=0) as f:
+    def file(self):
+        "The file as this thread has opened it, which must be the one that was looked into"
+        f = getattr(self.here, 'file', None)
+        if f is None:
+            f = _File(self.path)
             if self.stat(os.fstat(f.fileno())) != self.was:
                 do = 'run again when it is complete'
                 raise DataError(f'{self.path.name} has changed while it was read', do=do)
-            yield f
+            self.here.file = f
+        return f
+
+    def close(self):
+        "Close this thread's file and free its buffers; what was read last is still valid"
+        if hasattr(self.here, 'file'):
+            self.here.file.close()
+        self.here.__dict__.clear()
 
     def buffer(self, name, shape, dtype):
         "Memory of this thread"
@@ -623,8 +639,9 @@ class _Direct:
             setattr(self.here, name, buf)
         return buf[:n].reshape(shape)
 
-    def fill(self, f, start, array):
+    def fill(self, start, array):
         "Read `array`, whose bytes are in the file from `start` on"
+        f = self.file()
         f.seek(start)
         left = memoryview(array.reshape(-1).view(np.uint8))
         while len(left) and (got := f.readinto(left)):
@@ -645,8 +662,7 @@ class _Contiguous(_Direct):
 
     def __call__(self, lo, hi):
         x = self.buffer('images', (hi - lo, *self.shape[1:]), self.dtype)
-        with self.open() as f:
-            return self.fill(f, self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
+        return self.fill(self.start + lo * math.prod(self.shape[1:]) * self.dtype.itemsize, x)
 
 # %% ../../nbs/00c_files.ipynb #e7278411
 _SHUFFLE = h5py.h5z.FILTER_SHUFFLE
@@ -660,11 +676,9 @@ class _Chunked(_Direct):
         super().__init__(path, ds)
         self.filters = filters
         self.chunks = ds.chunks
-        self.nbytes = math.prod(ds.chunks) * ds.dtype.itemsize
         grid = (-(-n // c) for n, c in zip(ds.shape, ds.chunks))
-        self.where = np.zeros(
-            (*grid, 3), np.int64
-        )  # of each chunk: first byte, bytes, filters left out (bits)
+        # of each chunk: where it begins in the file, its bytes, and the filters that were left out, as bits
+        self.where = np.zeros((*grid, 3), np.int64)
         ds.id.chunk_iter(self.note)
 
     def note(self, chunk):
@@ -674,31 +688,28 @@ class _Chunked(_Direct):
     def __call__(self, lo, hi):
         jets = self.chunks[0]
         first = lo - lo % jets
-        x = self.buffer(
-            'images', (min(-(-hi // jets) * jets, self.shape[0]) - first, *self.shape[1:]), self.dtype
-        )
-        with self.open() as f:
-            for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
-                part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
-                own = part.shape == self.chunks and part.flags.c_contiguous
-                chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
-                self.unpack(
-                    f, chunk.reshape(-1).view(np.uint8), *self.where[lo // jets + at[0], *at[1:]].tolist()
-                )
-                if not own:
-                    part[...] = chunk[tuple(map(slice, part.shape))]
+        last = min(-(-hi // jets) * jets, self.shape[0])
+        x = self.buffer('images', (last - first, *self.shape[1:]), self.dtype)
+        for at in np.ndindex(-(-hi // jets) - lo // jets, *self.where.shape[1:-1]):
+            part = x[tuple(slice(k * c, (k + 1) * c) for k, c in zip(at, self.chunks))]
+            own = part.shape == self.chunks and part.flags.c_contiguous
+            chunk = part if own else self.buffer('chunk', self.chunks, self.dtype)
+            stored = self.where[lo // jets + at[0], *at[1:]].tolist()
+            self.unpack(chunk.reshape(-1).view(np.uint8), *stored)
+            if not own:
+                part[...] = chunk[tuple(map(slice, part.shape))]
         return x[lo - first : hi - first]
 
-    def unpack(self, f, out, start, size, left_out):
+    def unpack(self, out, start, size, left_out):
         "Fill the bytes `out` from a chunk"
         used = [k for i, k in enumerate(self.filters) if not left_out >> i & 1]
         into = self.buffer('shuffled', out.shape, np.uint8) if _SHUFFLE in used else out
         if size > 1.1 * len(out) + 1024 or (_GZIP not in used and size != len(out)):
             raise self.damaged(f'a chunk of {size:,} bytes')
         if _GZIP in used:
-            self.inflate(self.fill(f, start, self.buffer('stored', (size,), np.uint8)), into)
+            self.inflate(self.fill(start, self.buffer('stored', (size,), np.uint8)), into)
         else:
-            self.fill(f, start, into)
+            self.fill(start, into)
         if _SHUFFLE in used:
             numbers = out.reshape(-1, self.dtype.itemsize)
             for k, part in enumerate(into.reshape(self.dtype.itemsize, -1)):
@@ -723,17 +734,19 @@ class _Chunked(_Direct):
 
 # %% ../../nbs/00c_files.ipynb #1c218281
 def _h5_reader(path, ds):
-    "A function that reads jets `lo:hi` of `ds`, how many at a time (None: any), and if threads may call it"
+    """A function that reads jets `lo:hi` of `ds`, how many to read at a time (None: any), and one that closes what
+    a thread has opened (None: reading is for one thread only)"""
     key = ds.name
     if ds.chunks is None and len(ds) and ds.id.get_offset() is not None:
-        return _Contiguous(path, ds), None, True
+        reader = _Contiguous(path, ds)
+        return reader, None, reader.close
 
     def read(lo, hi):
         with open_h5(path) as f:
             return f[key][lo:hi]
 
     if not ds.chunks:
-        return read, None, False
+        return read, None, None
     chunk = min(ds.chunks[0], len(ds) or 1)
     jet = math.prod(ds.shape[1:]) * ds.dtype.itemsize or 1  # bytes
     if chunk * jet > 64 * READ_MOST:
@@ -741,13 +754,14 @@ def _h5_reader(path, ds):
         expected = f'at most {64 * READ_MOST:,} bytes of images'
         raise DataError(what, f'{chunk:,} jets', expected, 'rewrite the file with smaller chunks (h5repack)')
     if chunk * jet > READ_MOST:  # as many jets as memory allows: a chunk is unpacked more than once
-        return read, max(READ_MOST // jet, 1), False
+        return read, max(READ_MOST // jet, 1), None
     pl = ds.id.get_create_plist()
     filters = [pl.get_filter(i)[0] for i in range(pl.get_nfilters())]
     ours = ([], [_GZIP], [_SHUFFLE], [_SHUFFLE, _GZIP])
     if filters in ours and ds.chunks[0] * jet <= STEP_BYTES:
-        return _Chunked(path, ds, filters), chunk * max(READ_BYTES // (chunk * jet), 1), True
-    return read, chunk * max(STEP_BYTES // (chunk * jet), 1), False
+        reader = _Chunked(path, ds, filters)
+        return reader, chunk * max(READ_BYTES // (chunk * jet), 1), reader.close
+    return read, chunk * max(STEP_BYTES // (chunk * jet), 1), None
 
 # %% ../../nbs/00c_files.ipynb #8f265ce7
 def h5_source(
@@ -770,7 +784,7 @@ def h5_source(
         n = len(ds)
         columns, left = map(_lower_label, _h5_columns(ds.parent, n, key.rsplit('/')[-1]))
         _check_layout(ds.parent, columns, left, path, layout, n, need)
-        read, step, threads = _h5_reader(path, ds)
+        read, step, close = _h5_reader(path, ds)
         said = h5_attr(f, 'source')  # where the jets are from, as `to_dense` writes it
         cell = h5_attr(f, 'cell')
     name = path.name if image is None else f'{path.name}:{image}'
@@ -788,8 +802,9 @@ def h5_source(
         [path],
         left=left,
         notes=notes,
+        close=close,
         cell=cell if isinstance(cell, float) else None,
-        in_threads=threads,
+        in_threads=close is not None,
     )
 
 # %% ../../nbs/00c_files.ipynb #819b9757
@@ -1162,7 +1177,7 @@ def parquet_source(
     with contextlib.closing(f), arrow_errors(path.name):
         _check_parquet(f, image, path.name)
         numbers, values = _numbers_a_jet(f, image, path, count or 32)
-        batch = max(min(64, 2**22 // numbers), 1)
+        batch = max(min(16, 2**22 // numbers), 1)  # larger ones decode no faster, and take more memory
         groups = [f.metadata.row_group(i).num_rows for i in range(f.metadata.num_row_groups)]
         ends = np.cumsum(groups)
         rows = _ParquetRows(path, f.metadata, ends, image, f'{image} in {path.name}', batch)
@@ -1183,7 +1198,7 @@ def parquet_source(
         left=left,
         close=rows.close,
         starts=ends - groups,
-        in_threads=max(groups) <= batch,
+        in_threads=max(groups) <= 64,  # jets that a thread may have to skip
     )
 
 # %% ../../nbs/00c_files.ipynb #99ccb3a3

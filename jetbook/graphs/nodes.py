@@ -356,6 +356,38 @@ def _laplacian(nodes, image):
     h = _hessian(nodes, image)
     return h[0] + h[2]
 
+# %% ../../nbs/04_graphs.ipynb #808c1539
+NEAR = 0.1  # in eta and phi
+
+
+@njit(nogil=True, cache=True)
+def _around(row, col, value, offsets, reach, energy, count):
+    "Per channel, intensity and number of the nodes within `reach` pixels, into energy and count (C, n)"
+    for b in range(len(offsets) - 1):
+        lo = offsets[b]
+        order = np.argsort(row[lo : offsets[b + 1]], kind='mergesort') + lo
+        first = 0
+        for i in order:
+            while row[i] - row[order[first]] > reach:
+                first += 1
+            for j in order[first:]:
+                down = row[j] - row[i]
+                if down > reach:
+                    break
+                if down * down + (col[j] - col[i]) ** 2 > reach * reach:
+                    continue
+                for c in range(value.shape[1]):
+                    if value[j, c] != 0:
+                        energy[c, i] += value[j, c]
+                        count[c, i] += 1
+
+
+def _near(nodes):
+    "Intensity and number of nodes of each channel around each node, float64 (2, C, n)"
+    out = np.zeros((2, nodes.value.shape[1], len(nodes.row)))
+    _around(nodes.row, nodes.col, nodes.value, nodes.offsets, NEAR / nodes.cell, out[0], out[1])
+    return out
+
 # %% ../../nbs/04_graphs.ipynb #cf707558
 NodeFeature = namedtuple('NodeFeature', 'columns func')
 NodeFeature.__doc__ = (
@@ -376,6 +408,8 @@ NODE_FEATURES = dict(
     log_share=NodeFeature(('log_share',), lambda n, _: (_log(_share(n)),)),
     laplacian=NodeFeature(('laplacian',), lambda n, image: (_laplacian(n, image),)),
     hessian=NodeFeature(('rr', 'rc', 'cc'), _hessian),
+    near_energy=NodeFeature(None, lambda n, _: np.log(np.maximum(_near(n)[0], 0) + 1e-3)),
+    near_count=NodeFeature(None, lambda n, _: np.log1p(_near(n)[1])),
     particle=NodeFeature(NETWORK_FEATURES, lambda n, _: _particle(n)),
 )
 
