@@ -61,6 +61,9 @@ def _from_store(store, idx, channels, cell, threshold):
         store = store.select(channels=channels)
     cell = store.known_cell('The momentum of a jet') if cell is None else check_cell(cell)
     c = store.clouds(idx)
+    if store.particles is not None:  # no pixel: each has its own place, and an energy
+        p = Ragged(c.offsets, pt=c.value.astype(np.float64), eta=c.eta, phi=c.phi, energy=c.energy)
+        return p if threshold is None else p.keep(c.value > threshold)
     eta, phi = eta_phi(c.row, c.col, store.height, store.width, cell)
     area = np.array([store.upsample[k] ** 2 for k in store.channels])
     p = Ragged(c.offsets, pt=c.value.astype(np.float64) * area[c.channel], eta=eta, phi=phi)

@@ -21,6 +21,7 @@ from fastai.metrics import AccumMetric, accuracy
 from sklearn.metrics import roc_auc_score
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore, njit
+from ..data.particles import network_features
 from ..data.observables import jet_profile
 from ..data.loaders import Split
 from ..train.recipes import recipe, TARGETS
@@ -46,8 +47,9 @@ def cell_dls(
     within: float = None,  # only cells so close to the jet's centroid, in eta and phi; default: all
     surroundings: bool = False,  # give each cell the energy and number of cells around it
 ):  # DataLoaders of (x, mask, u, y)
-    "Batches of jets as padded sets of cells"
-    features = CELLS + (SURROUNDINGS if surroundings else ())
+    "Batches of jets as padded sets of cells; of particles, with what is known of each"
+    known = store.particles is not None and network_features(store.particles.select([0])) is not None
+    features = CELLS + (SURROUNDINGS if surroundings else ()) + (('particle',) if known else ())
     spec = GraphSpec(features=features, max_nodes=max_nodes, within=within)
     return graph_dls(store, split, spec, dense=True, bs=bs)
 
