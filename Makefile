@@ -80,5 +80,5 @@ $(USER_STAMP): settings.ini setup.py | $(BIN)/python
 
 $(DEV_STAMP): settings.ini setup.py | $(BIN)/python
 	@echo "installing into $(VENV): some minutes and 7 GB of disk, most of it PyTorch"
-	@$(PIP) -e '.[dev,docs,sim]'
+	@$(PIP) -e '.[dev,docs,sim,particles]'
 	@touch $@ $(USER_STAMP)

@@ -322,7 +322,11 @@ _JSON = arg('--json', action='store_true', help='print JSON')
 _STORE = arg('-o', '--output', required=True, metavar='STORE', help='the packed store to write, *.jets.h5')
 _OVERWRITE = arg('--overwrite', action='store_true', help='replace an existing file')
 _SOURCE = [
-    arg('--layout', help='cms, lagan, egamma, parquet or array; default: recognised'),
+    arg(
+        '--layout',
+        help='cms, gsoc, lagan, egamma, parquet, numpy or array; of particles: toptag, flat, weaver, jetclass, jetnet, '
+        'energyflow, aspen, pfnano, pfnano_ak4; default: recognised',
+    ),
     arg('--image', metavar='KEY', help="key of the images, if it is not the layout's"),
     arg('--channels', metavar='A,B,…', help="channel names, if they are not the layout's"),
     arg(
@@ -481,7 +485,11 @@ def _size(path):
 # %% ../nbs/10_cli.ipynb #64a9a7ce
 @verb(
     'look into files',
-    arg('file', metavar='FILE', help='dense HDF5 or parquet, a packed store, or sample:NAME'),
+    arg(
+        'file',
+        metavar='FILE',
+        help='images or particles (HDF5, parquet, NumPy, ROOT), a packed store, or sample:NAME',
+    ),
     arg(
         '-n',
         type=_whole(),
@@ -522,6 +530,8 @@ def _print_info(file, r):
         images=f'{h} x {w}, {c} channel{"s" * (c > 1)}, {r["lit_fraction"]:.2%} of the values are not zero',
         packed=f'{r["bytes_a_jet"]:,.0f} bytes a jet, dense float32 is larger by a factor of {r["compression"]:.0f}',
     )
+    if p := r['particles']:
+        _print_facts(particles=f'{p["per_jet"]:.1f} a jet: {", ".join(p["quantities"])}')
     _print_table(r['channels'], 'channel')
     if r['columns']:
         _print_table(pd.DataFrame(r['columns']).T, 'column')
@@ -567,7 +577,7 @@ def _verify(a):
         'source',
         metavar='SOURCE',
         nargs='+',
-        help='HDF5 or parquet files or a folder; several make one store; FILE:1 gives all its jets class 1',
+        help='HDF5, parquet, NumPy or ROOT files or a folder; several make one store; FILE:1: all its jets are class 1',
     ),
     _STORE,
     *_SOURCE,
@@ -577,7 +587,7 @@ def _verify(a):
         '--cell',
         type=float,
         metavar='X',
-        help='width of a pixel in eta and phi, for masses; default: the layout\'s',
+        help='width of a pixel in eta and phi; default: the layout\'s, 0.025 for particles',
     ),
     arg('--float16', action='store_true', help='round values to half precision'),
     _OVERWRITE,
@@ -586,7 +596,7 @@ def _verify(a):
     'Run it again to resume a pack that was stopped.',
 )
 def _pack(a):
-    "Pack dense jet images into a store, without loss"
+    "Pack jet images or particles into a store, without loss"
     from jetbook.data.files import pack
 
     s = pack(

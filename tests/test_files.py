@@ -3,6 +3,7 @@ import errno
 import os
 import sys
 import subprocess
+import warnings
 import zlib
 from unittest.mock import patch as mock
 
@@ -67,12 +68,24 @@ def test_hdf5_that_is_refused(jets, x, tmp_path):
         fails(lambda: h5_source(write(tmp_path/'b.h5', images_, **columns), 'cms'), contains=why)
 
 def test_a_contiguous_file_that_shrinks(cms):
-    s = h5_source(cms, 'cms')
+    s, late = h5_source(cms, 'cms'), h5_source(cms, 'cms')
     s.read(0, 3)
     os.truncate(cms, cms.stat().st_size//2)
-    fails(lambda: s.read(0, 40), contains='has changed while it was read')
-    with mock.object(files._Direct, 'stat', lambda self, s: self.was):  # cut once it is open
-        fails(lambda: s.read(0, 40), contains='has become shorter')
+    fails(lambda: s.read(0, 40), contains='has become shorter')
+    fails(lambda: late.read(0, 40), contains='has changed while it was read')
+
+def test_files_are_closed(cms, tmp_path, threads):
+    "By each thread, and without a warning"
+    def opened(): return sum(os.path.samefile(cms, f'/proc/self/fd/{k}') for k in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{k}'))
+    src = h5_source(cms, 'cms')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        x = src.read(0, 4)
+        assert opened()==1
+        src.close()
+        assert opened()==0 and x.any() and np.array_equal(src.read(0, 4), x)
+        pack(src, tmp_path/'a.jets.h5', progress=False)
+        assert opened()==0
 
 def test_sources_joined(cms, x):
     src = h5_source(cms, 'cms')
@@ -122,6 +135,18 @@ def test_parquet_that_is_refused(e2e, x, tmp_path):
     p.write_bytes(e2e.read_bytes()[:-100])
     fails(lambda: parquet_source(p), contains='damaged or not a parquet file')
     fails(lambda: parquet_source(tmp_path/'gone.parquet'), contains='No such file')
+
+def test_doubles_are_rounded_as_numpy_does():
+    "In any order in memory; NaN stays NaN, and counts as the same"
+    x = np.random.default_rng(0).normal(size=(3, 2, 5, 4))
+    x[0, 0, 0] = [np.nan, np.inf, -0., 1e300]
+    x[1, 0, 0] = [.5, 1e-320, -np.inf, 2**24+1]
+    for view in (x, x.transpose(0, 2, 3, 1), x.transpose(0, 2, 3, 1)[:, ::2]):
+        with np.errstate(over='ignore'): want = view.astype('f4')
+        y, rounded = files._as_float32(view)
+        assert y.flags.c_contiguous and np.array_equal(y.view('u4')[~np.isnan(view)], want.view('u4')[~np.isnan(view)])
+        assert np.isnan(y[np.isnan(view)]).all() and rounded==(~np.isclose(want, view, 0, 0, equal_nan=True)).sum()
+        for other in ('>f8', 'f16'): eq(files._as_float32(view.astype(other))[1], rounded)
 
 # --- threads ----------------------------------------------------------------------------------------------------------
 
@@ -193,16 +218,16 @@ def test_parquet_in_threads(e2e, x, tmp_path, rows, threads, monkeypatch):
     eq(list(s.upsample.values()), [1, 1, 5])
 
 @pytest.mark.parametrize('shuffle', [False, True])
-@pytest.mark.parametrize('damage', ['bits', 'cut', 'longer', 'shorter'])
+@pytest.mark.parametrize('damage', ['bits', 'cut', 'longer', 'by one', 'shorter'])
 def test_a_damaged_chunk(x, tmp_path, shuffle, damage, threads):
     p, dest = tmp_path/'a.h5', tmp_path/'a.jets.h5'
     with h5py.File(p, 'w') as f:
         d = f.create_dataset('X_jets', data=x, chunks=(2, 125, 125, 3), compression='gzip', shuffle=shuffle)
         stored = d.id.get_chunk_info(7)
         good = d.id.read_direct_chunk(stored.chunk_offset)[1]
-        if damage in ('longer', 'shorter'):
-            bad = zlib.decompress(good)
-            d.id.write_direct_chunk(stored.chunk_offset, zlib.compress(bad + b'more' if damage=='longer' else bad[:-4]))
+        if damage in ('longer', 'by one', 'shorter'):
+            bad = {'longer':bytes(2**20), 'by one':b'1'}.get(damage, b'')
+            d.id.write_direct_chunk(stored.chunk_offset, zlib.compress(zlib.decompress(good)[:None if bad else -4] + bad))
         if damage=='cut': d.id.write_direct_chunk(stored.chunk_offset, good[:-3])
     if damage=='bits':
         with open(p, 'r+b') as f:

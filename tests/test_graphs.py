@@ -266,6 +266,26 @@ def test_transforms_of_a_dataset(qg):
     few = JetGraphs(qg, range(5), spec, pre_filter=lambda d: d.y.item()==0)
     eq(len(few), int((qg.columns['y'][:5]==0).sum()))
 
+@pytest.mark.parametrize('spec', [RICH, GraphSpec(), GraphSpec('pixel', .01, 'sum', edges='knn'), GraphSpec(threshold=100, edges='knn')])
+def test_pieces_in_threads(qg, tmp_path, spec):
+    "One piece in one thread, and seven in three; the last spec has jets without edges"
+    want, n = graphs(qg, range(40), spec), torch.get_num_threads()
+    kept = cache_graphs(qg.select(range(40)), tmp_path/'one.safetensors', spec)
+    torch.set_num_threads(3)
+    try:
+        same_graph(graphs(qg, range(40), spec, chunk=6), want)
+        again = cache_graphs(qg.select(range(40)), tmp_path/'three.safetensors', spec, chunk=6)
+        assert torch.get_num_threads()==3
+    finally: torch.set_num_threads(n)
+    eq(set(again.arrays), set(kept.arrays))
+    for k, v in kept.arrays.items(): assert np.array_equal(again.arrays[k], v)
+    eq(again.meta, kept.meta)
+
+def test_a_bar(qg, tmp_path, capsys):
+    graphs(qg, range(12), chunk=5, progress=True)
+    cache_graphs(qg.select(range(12)), tmp_path/'a.safetensors', chunk=5, progress=True)
+    assert capsys.readouterr().err.count('12/12')==2
+
 def test_a_dataset_of_one_jet(qg): same_graph(JetGraphs(qg, [3], RICH)[0], graphs(qg, [3], RICH)[0])
 
 # Loaders

@@ -35,9 +35,6 @@ def _torch(b):
 
 
 KINDS = {
-    'npy':(_into(lambda b: np.save(b, np.ones(3))), '(.npy)', 'np.load'),
-    'npz':(_into(lambda b: np.savez(b, X=np.ones(3))), '(.npz)', 'np.load'),
-    'packed npz':(_into(lambda b: np.savez_compressed(b, X=np.ones(3))), '(.npz)', 'np.load'),
     'torch':(_into(_torch), 'PyTorch', 'torch.load'),
     'zip':(_zip('jets.hdf5'), 'a zip archive', 'unzip'),
     'gzip':(gzip.compress(b'x'), 'gzip', 'gunzip'),
@@ -45,7 +42,6 @@ KINDS = {
     'xz':(lzma.compress(b'x'), 'xz', 'unxz'),
     'tar':(_into(_tar), 'a tar archive', 'tar -xf'),
     'zstd':(b'\x28\xb5\x2f\xfd\x04\x58', 'zstd', 'unzstd'),
-    'root':(b'root\0\0\xf2\x30', 'ROOT', 'uproot'),
     'pickle':(pickle.dumps([1]), 'pickle', 'runs its code'),
     'page':(b'\n<!DOCTYPE html><html>Please log in', 'a web page', 'log-in'),
     'json':(b'{"error": "403"}', 'JSON', 'download'),
@@ -56,6 +52,24 @@ KINDS = {
     'empty':(b'', 'empty', 'download it again'),
     'noise':(bytes(range(7, 250)), 'no kind', 'HDF5'),
 }
+
+
+PACKED = {
+    'npy':(_into(lambda b: np.save(b, np.ones(3))), '(.npy)'),
+    'npz':(_into(lambda b: np.savez(b, X=np.ones(3))), '(.npz)'),
+    'packed npz':(_into(lambda b: np.savez_compressed(b, X=np.ones(3))), '(.npz)'),
+    'root':(b'root\0\0\xf2\x30', 'ROOT'),
+}
+
+
+@pytest.mark.parametrize('name', list(PACKED))
+def test_what_is_packed_but_is_no_hdf5(tmp_path, name):
+    data, what = PACKED[name]
+    (tmp_path/'jets.hdf5').write_bytes(data)
+    kind, said = file_kind(tmp_path/'jets.hdf5')
+    assert what in kind and said is None
+    with pytest.raises(DataError) as e: JetStore(tmp_path/'jets.hdf5')
+    assert what in str(e.value) and 'jetbook pack' in e.value.do
 
 
 @pytest.mark.parametrize('name', list(KINDS))

@@ -118,3 +118,31 @@ def test_profile_of_dark_jets():
     dark = JetStore.from_entries({'a': (np.zeros(3, int), np.zeros(0, int), np.zeros(0))}, 25, 25, cell=0.1)
     profile = jet_profile(dark)
     assert np.isfinite(profile.values).all() and (profile.filter(like='a ') == 0).all(axis=None)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_axes_beside_jets_of_odd_numbers(bad):
+    rng = np.random.default_rng(0)
+    pt,eta,phi = rng.random((3,130))
+    p = Ragged([0,10,70,130], pt=pt, eta=eta, phi=phi)
+    for k in ('pt','eta','phi'):
+        v = p.fields[k].copy()
+        v[10:70:7] = bad
+        res = kt_axes(p.replace(**{k: v}), 3)  # it ends, and the other jets are as they were
+        eq(res[[0,2]], kt_axes(p, 3)[[0,2]])
+
+
+def test_axes_of_many_constituents_by_hand():
+    rng = np.random.default_rng(1)
+    pt,eta,phi = rng.exponential(size=300), rng.normal(size=300), rng.uniform(-np.pi, np.pi, 300)
+    four = np.stack([pt*np.cos(phi), pt*np.sin(phi), pt*np.sinh(eta), pt*np.cosh(eta)])
+    while four.shape[1]>3:  # all pairs, as the algorithm is defined
+        px,py,pz,e = four
+        y,f,k = np.arctanh(pz/e), np.arctan2(py, px), px**2+py**2
+        df = np.abs(f[:,None]-f)
+        d = np.minimum(k[:,None], k)*((y[:,None]-y)**2+np.minimum(df, 2*np.pi-df)**2)
+        i,j = np.unravel_index(np.argmin(np.where(np.eye(len(k), dtype=bool), np.inf, d)), d.shape)
+        four = np.concatenate([np.delete(four, [i,j], 1), four[:,[i]]+four[:,[j]]], 1)
+    want = np.stack([np.arctanh(four[2]/four[3]), np.arctan2(four[1], four[0])], 1)
+    ours = kt_axes(Ragged([0,300], pt=pt, eta=eta, phi=phi), 3)[0]
+    close(ours[np.argsort(ours[:,0])], want[np.argsort(want[:,0])], eps=1e-9)

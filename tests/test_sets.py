@@ -196,3 +196,18 @@ def test_fused_networks_train_to_the_same_bytes(qg, tmp_path):
     train('fused_particle_net', toy_jets(200), tmp_path/'toys', epochs=1, progress=False)
 
 def test_cells_come_back(batch): assert torch.equal(put_back(batch[0][batch[1]], batch[1]), batch[0])
+
+def test_cells_near_the_jet_keep_features_of_all(tmp_path):
+    from jetbook.data.store import JetStore, toy_jets
+    from jetbook.graphs.batches import GraphSpec, padded
+    toys = toy_jets(40, 'qg')
+    spec = GraphSpec(features=('centred', 'near_count'), within=.3)
+    x, mask = padded(toys, range(40), spec)
+    whole, of_whole = padded(toys, range(40), GraphSpec(features=('centred', 'near_count')))
+    near = (whole[..., :2].norm(dim=2) < .3) & of_whole
+    assert 0 < mask.sum() == near.sum() < of_whole.sum()
+    assert torch.equal(x[mask], whole[near])
+    tiny, some = padded(toys, range(40), GraphSpec(features=('centred',), within=1e-9))
+    assert (some.sum(1) >= 1).all() # of each jet the closest cell at least
+    for bad in (0, -1, float('nan')):
+        with pytest.raises(ConfigError, match='No node is so close'): GraphSpec(within=bad)

@@ -267,8 +267,8 @@ def test_a_folder_is_read_by_content(tmp_path, out):
     assert len(quiet(tmp_path/'p.snappy', out))==40
     empty = tmp_path/'e'
     empty.mkdir()
-    np.save(empty/'x.npy', X)
-    refused('x.npy is a NumPy array', pack, empty, out, overwrite=True)
+    (empty/'x.csv').write_text('pt,m0\n1,2\n')
+    refused('x.csv is text, perhaps CSV', pack, empty, out, overwrite=True)
 
 
 @pytest.mark.parametrize('kind', ['hdf5', 'parquet'])

@@ -61,6 +61,9 @@ def _from_store(store, idx, channels, cell, threshold):
         store = store.select(channels=channels)
     cell = store.known_cell('The momentum of a jet') if cell is None else check_cell(cell)
     c = store.clouds(idx)
+    if store.particles is not None:  # no pixel: each has its own place, and an energy
+        p = Ragged(c.offsets, pt=c.value.astype(np.float64), eta=c.eta, phi=c.phi, energy=c.energy)
+        return p if threshold is None else p.keep(c.value > threshold)
     eta, phi = eta_phi(c.row, c.col, store.height, store.width, cell)
     area = np.array([store.upsample[k] ** 2 for k in store.channels])
     p = Ragged(c.offsets, pt=c.value.astype(np.float64) * area[c.channel], eta=eta, phi=phi)
@@ -226,232 +229,336 @@ def eccentricity(
     return np.where(half + root > 1e-12, 1 - _ratio(half - root, half + root), 0.0)
 
 # %% ../../nbs/00e_observables.ipynb #45886b9f
-# a jet's constituents, by place, in three arrays; `x` float64: momentum, pT squared, rapidity, phi, squared
-# distance to the neighbour
+# by place, `x` float64 (n, 8): momentum, pT squared, rapidity, phi, squared distance to the neighbour
 PX, PY, PZ, E, PT2, Y, PHI, DIST = range(8)
-# `link` int64: the constituent at a place, its neighbour, and by constituent: its place, and how often it changed,
-ID, NEAR, SEEN, PLACE, CHANGES = range(5)  # SEEN is the neighbour's CHANGES when it was found
-# `rough` float32: rapidity, phi, an upper limit of DIST, and squared distances to one constituent
-Y32, PHI32, LIMIT, APART = range(4)
-
-
-@njit(nogil=True, cache=True)
-def _measure(s, n, rough):
-    "Rounded squared distances of the first `n` places to place `s`, which is infinitely far from itself"
-    turn = np.float32(2 * np.pi)
-    y = rough[Y32, s]
-    phi = rough[PHI32, s]
-    for t in range(n):
-        dy = rough[Y32, t] - y
-        dphi = abs(rough[PHI32, t] - phi)
-        dphi = dphi if dphi < turn - dphi else turn - dphi
-        rough[APART, t] = dy * dy + dphi * dphi
-    rough[APART, s] = np.inf
+# by place, `rough` float32 (2, n): rapidity and phi
+Y32, PHI32 = range(2)
+# by place, `link` int32 (4, n): number of the constituent (a new one after each merger), number of its
+# neighbour, bits of an upper limit of DIST, bits of the squared distances to one constituent
+ID, NEAR, LIMIT, APART = range(4)
+# by place, `key` int64 (n,): bits of the distance weighted with momentum
+# by number, `place` int32: of each constituent, -1 once it is gone
+FAR = np.float32(1e18)
+NO_PLACE = np.int32(2**31 - 1)
+INFINITE = np.float64(np.inf).view(np.int64)
+inline = njit(nogil=True, inline='always')
 
 
 @njit(nogil=True, cache=True)
 def _apart(s, t, x):
     "The exact squared distance of two places"
-    dy = x[Y, s] - x[Y, t]
-    dphi = abs(x[PHI, s] - x[PHI, t])
+    dy = x[s, Y] - x[t, Y]
+    dphi = abs(x[s, PHI] - x[t, PHI])
     dphi = min(dphi, 2 * np.pi - dphi)
     return dy * dy + dphi * dphi
 
 
 @njit(nogil=True, cache=True)
 def _limit(d):
-    "A squared distance that the rounded one does not exceed"
-    return np.float32(d * 1.0002 + 2e-7)
+    "Bits of a squared distance that the rounded one does not exceed"
+    return np.float32(d * 1.0002 + 2e-7).view(np.int32)
+
+
+@inline
+def _padded(n):
+    return (n + 63) // 64 * 64
 
 # %% ../../nbs/00e_observables.ipynb #b021cfab
-@njit(nogil=True, cache=True)
-def _neighbour(s, n, x, rough, is_near):
+@inline
+def _measure(s, m, rough, link):
+    "Rounded squared distances of the first `m` places to place `s`, itself far away; bits of the least"
+    turn = np.float32(2 * np.pi)
+    ys = rough[Y32]
+    phis = rough[PHI32]
+    apart = link[APART]
+    y = ys[s]
+    phi = phis[s]
+    ys[s] = FAR
+    least = NO_PLACE
+    for t in range(m):
+        dy = ys[t] - y
+        dphi = abs(phis[t] - phi)
+        dphi = dphi if dphi < turn - dphi else turn - dphi
+        d = np.float32(dy * dy + dphi * dphi).view(np.int32)
+        apart[t] = d
+        least = min(least, d)
+    ys[s] = y
+    return least
+
+
+@inline
+def _neighbour(s, n, x, rough, link):
     "Nearest neighbour of place `s` among the first `n`, the harder of two at equal distance; distance^2"
-    _measure(s, n, rough)
-    bits = rough[APART].view(np.int32)  # integers are ordered as the positive numbers they encode
-    least = bits[0]
-    for t in range(n):
-        least = min(least, bits[t])
-    limit = _limit(np.int32(least).view(np.float32))
-    for t in range(n):
-        is_near[t] = rough[APART, t] <= limit
+    m = _padded(n)
+    limit = _limit(np.int32(_measure(s, m, rough, link)).view(np.float32))
+    apart = link[APART]
+    lo = NO_PLACE
+    hi = np.int32(-1)
+    for t in range(m):
+        lo = min(lo, np.int32(t) if apart[t] <= limit else NO_PLACE)
+        hi = max(hi, np.int32(t) if apart[t] <= limit else np.int32(-1))
     near = -1
     best = np.inf
     hard = 0.0
-    eight = is_near.view(np.int64)
-    for w in range((n + 7) // 8):
-        if eight[w] == 0:
-            continue
-        for t in range(8 * w, min(8 * w + 8, n)):
-            if is_near[t] and t != s:
+    if lo == hi and lo != s and lo < n:
+        near = np.int64(lo)
+        best = _apart(s, near, x)
+    else:
+        for t in range(lo, min(hi + 1, n)):
+            if apart[t] <= limit and t != s:
                 d = _apart(s, t, x)
-                if d < best * (1 + 1e-9) and (d < best * (1 - 1e-9) or x[PT2, t] > hard):
+                if d < best * (1 + 1e-9) and (d < best * (1 - 1e-9) or x[t, PT2] > hard):
                     near = t
                     best = d
-                    hard = x[PT2, t]
+                    hard = x[t, PT2]
     return near, best
+
+
+@inline
+def _set_neighbour(s, t, d, R2, x, link, key):
+    "Make place `t` the neighbour of place `s`; -1: it has none"
+    link[NEAR, s] = link[ID, t] if t >= 0 else -1
+    x[s, DIST] = d
+    link[LIMIT, s] = _limit(d)
+    k = min(d, R2) * x[s, PT2]
+    key[s] = np.float64(k if k < np.inf else np.inf).view(np.int64)  # not NaN
+
+# %% ../../nbs/00e_observables.ipynb #0597fce0
+N_STRIPS = 32
+# `by` float64 (3, n): rapidity, phi and pT squared, strip by strip; each begins at its `start`
+SY, SPHI, SPT2 = range(3)
+# `where` int64 (3, n): places, strip by strip; the strip of each place; bits of squared distances to one
+# constituent
+ORDER, STRIP, FROM = range(3)
+
+
+@inline
+def _sort(n, x, by, where, start):
+    "Sort `n` constituents into strips; returns the width of a strip"
+    y = x[:n, Y]
+    low = y.min()
+    width = (y.max() - low) / N_STRIPS
+    start[:] = 0
+    for s in range(n):
+        k = (y[s] - low) / width if width > 0 else 0.0
+        where[STRIP, s] = int(k) if 0 <= k < N_STRIPS else N_STRIPS - 1
+        start[where[STRIP, s] + 1] += 1
+    start[:] = np.cumsum(start)
+    at = start.copy()
+    for s in range(n):
+        j = at[where[STRIP, s]]
+        at[where[STRIP, s]] += 1
+        by[SY, j] = y[s]
+        by[SPHI, j] = x[s, PHI]
+        by[SPT2, j] = x[s, PT2]
+        where[ORDER, j] = s
+    by[SY, n:] = FAR
+    by[SPHI, n:] = 0
+    by[SPT2, n:] = 0
+    where[ORDER, n:] = NO_PLACE
+    return width
+
+
+@inline
+def _measure_strips(j, y, phi, ys, phis, apart):
+    "Exact squared distances to the `j`-th of some constituents; bits of the least"
+    least = INFINITE
+    for t in range(len(ys)):
+        dy = y - ys[t]
+        dphi = abs(phi - phis[t])
+        dphi = dphi if dphi < 2 * np.pi - dphi else 2 * np.pi - dphi
+        d = np.float64(dy * dy + dphi * dphi).view(np.int64)
+        d = d if t != j else INFINITE
+        apart[t] = d
+        least = min(least, d)
+    return least
+
+# %% ../../nbs/00e_observables.ipynb #912ee3a4
+@inline
+def _hardest(best, pt2, order, apart):
+    "The place of the hardest of those at the least distance `best`; of coincident ones the first"
+    limit = np.float64(best * (1 + 1e-9)).view(np.int64)
+    known = 1.0 if best > 0 else 0.0
+    hard = np.int64(-1)
+    for t in range(len(pt2)):
+        hard = max(hard, np.float64(pt2[t] * known).view(np.int64) if apart[t] <= limit else np.int64(-1))
+    place = np.int64(NO_PLACE)
+    for t in range(len(pt2)):
+        p = np.float64(pt2[t] * known).view(np.int64) if apart[t] <= limit else np.int64(-1)
+        place = min(place, order[t] if p == hard else np.int64(NO_PLACE))
+    return place
+
+
+@inline
+def _all_neighbours(n, R2, x, link, key, by, where, start):
+    "The neighbour of each of `n` constituents"
+    width = _sort(n, x, by, where, start)
+    for j in range(n):
+        s = where[ORDER, j]
+        k = where[STRIP, s]
+        reach = 1
+        while True:
+            a = start[max(k - reach, 0)]
+            z = start[min(k + reach + 1, N_STRIPS)]
+            z = min(a + (z - a + 31) // 32 * 32, by.shape[1])
+            least = _measure_strips(j - a, by[SY, j], by[SPHI, j], by[SY, a:z], by[SPHI, a:z], where[FROM])
+            best = np.int64(least).view(np.float64)
+            if best < 0.999 * (reach * width) ** 2 or reach >= N_STRIPS:
+                break
+            reach *= 2
+        t = _hardest(best, by[SPT2, a:z], where[ORDER, a:z], where[FROM])
+        if t < n and t != s:
+            _set_neighbour(s, t, _apart(s, t, x), R2, x, link, key)
+        else:
+            _set_neighbour(s, -1, np.inf, R2, x, link, key)
 
 # %% ../../nbs/00e_observables.ipynb #1a0fa548
 @njit(nogil=True, cache=True)
 def _derive(s, x):
     "pT squared, rapidity and phi of the four-momentum at place `s`"
-    px, py, pz, e = x[PX, s], x[PY, s], x[PZ, s], x[E, s]
-    x[PT2, s] = px**2 + py**2
-    mt2 = x[PT2, s] + max(e**2 - pz**2 - x[PT2, s], 0.0)
-    x[Y, s] = np.copysign(0.5 * np.log((e + abs(pz)) ** 2 / mt2) if mt2 > 0 else 0.0, pz)
-    x[PHI, s] = np.arctan2(py, px)
+    px, py, pz, e = x[s, PX], x[s, PY], x[s, PZ], x[s, E]
+    x[s, PT2] = px**2 + py**2
+    mt2 = x[s, PT2] + max(e**2 - pz**2 - x[s, PT2], 0.0)
+    x[s, Y] = np.copysign(0.5 * np.log((e + abs(pz)) ** 2 / mt2) if mt2 > 0 else 0.0, pz)
+    x[s, PHI] = np.arctan2(py, px)
 
 
-@njit(nogil=True, cache=True)
-def _rank(s, d, tree):
-    "Write `d` to leaf `s` of the tree"
-    t = len(tree) // 2 + s
-    tree[t] = d if d < np.inf else np.inf  # not NaN
-    while t > 1:
-        t //= 2
-        a = tree[2 * t]
-        b = tree[2 * t + 1]
-        tree[t] = a if a < b else b
+@inline
+def _enter(s, c, x, rough, link, place):
+    "Constituent `c` is at place `s`"
+    _derive(s, x)
+    rough[Y32, s] = x[s, Y]
+    rough[PHI32, s] = x[s, PHI]
+    link[LIMIT, s] = -1
+    link[ID, s] = c
+    place[c] = s
 
 
-@njit(nogil=True, cache=True)
-def _first(tree):
-    "The first leaf with the smallest value"
-    half = len(tree) // 2
-    t = 1
-    while t < half:
-        t *= 2
-        if tree[t] != tree[t // 2]:
-            t += 1
-    return t - half
+@inline
+def _first(m, key):
+    "The first of the `m` places with the smallest key"
+    least = key[0]
+    for t in range(m):
+        least = min(least, key[t])
+    first = np.int64(NO_PLACE)
+    for t in range(m):
+        first = min(first, t if key[t] == least else np.int64(NO_PLACE))
+    return first
 
 
-@njit(nogil=True, cache=True)
-def _set_neighbour(s, t, d, R2, x, link, rough, tree):
-    "Make place `t` the neighbour of place `s`; -1: it has none"
-    link[NEAR, s] = link[ID, t] if t >= 0 else -1
-    link[SEEN, s] = link[CHANGES, link[ID, t]] if t >= 0 else 0
-    x[DIST, s] = d
-    rough[LIMIT, s] = _limit(d)
-    _rank(s, min(d, R2) * x[PT2, s], tree)
-
-
-@njit(nogil=True, cache=True)
-def _offer(s, n, R2, x, link, rough, is_near, tree):
-    "Make place `s` the neighbour of those it is nearest to"
-    _measure(s, n, rough)
-    for t in range(n):
-        is_near[t] = rough[APART, t] <= rough[LIMIT, t]
-    eight = is_near.view(np.int64)
-    for w in range((n + 7) // 8):
-        if eight[w] == 0:
-            continue
-        for t in range(8 * w, min(8 * w + 8, n)):
-            if is_near[t] and t != s:
-                d = _apart(t, s, x)
-                old = link[NEAR, t]
-                known = old >= 0 and link[SEEN, t] == link[CHANGES, old]
-                harder = known and x[PT2, s] > x[PT2, link[PLACE, old]]
-                if d < x[DIST, t] * (1 + 1e-9) and (d < x[DIST, t] * (1 - 1e-9) or harder):
-                    _set_neighbour(t, s, d, R2, x, link, rough, tree)
-
-
-@njit(nogil=True, cache=True)
-def _remove(s, n, x, link, rough, is_near, tree):
+@inline
+def _remove(s, n, x, rough, link, key, place):
     "Take place `s` from the first `n`: the last one moves there"
     n -= 1
-    link[CHANGES, link[ID, s]] += 1
-    for c in range(8):
-        x[c, s] = x[c, n]
-    for c in range(3):
-        link[c, s] = link[c, n]
-        rough[c, s] = rough[c, n]
-    link[PLACE, link[ID, s]] = s
-    is_near[n] = 0
-    half = len(tree) // 2
-    _rank(s, tree[half + n], tree)
-    _rank(n, np.inf, tree)
+    place[link[ID, s]] = -1
+    if s != n:
+        for c in range(8):
+            x[s, c] = x[n, c]
+        rough[Y32, s] = rough[Y32, n]
+        rough[PHI32, s] = rough[PHI32, n]
+        link[LIMIT, s] = link[LIMIT, n]
+        key[s] = key[n]
+        link[NEAR, s] = link[NEAR, n]
+        link[ID, s] = link[ID, n]
+        place[link[ID, s]] = s
+    rough[Y32, n] = FAR
+    link[LIMIT, n] = -1
+    key[n] = INFINITE
     return n
+
+
+@inline
+def _offer(s, n, R2, x, link, key, place):
+    "Make place `s` the neighbour of those it is nearest to, by the distances of the last `_measure`"
+    apart = link[APART]
+    limit = link[LIMIT]
+    some = np.int32(0)
+    for t in range(_padded(n)):
+        some |= apart[t] <= limit[t]
+    if not some:
+        return
+    for t in range(n):
+        if apart[t] <= limit[t]:
+            d = _apart(t, s, x)
+            old = place[link[NEAR, t]] if link[NEAR, t] >= 0 else -1
+            harder = old >= 0 and x[s, PT2] > x[old, PT2]
+            if d < x[t, DIST] * (1 + 1e-9) and (d < x[t, DIST] * (1 - 1e-9) or harder):
+                _set_neighbour(t, s, d, R2, x, link, key)
 
 # %% ../../nbs/00e_observables.ipynb #74410c28
 @njit(nogil=True, cache=True)
-def _merge(n, R2, x, link, rough, is_near, tree):
-    "One step of kT clustering of the first `n` places: merge the closest pair, or drop what is closest to the beam"
-    s = _first(tree)
-    while link[NEAR, s] >= 0 and link[SEEN, s] != link[CHANGES, link[NEAR, s]]:  # that neighbour is gone
-        t, d = _neighbour(s, n, x, rough, is_near)
-        _set_neighbour(s, t, d, R2, x, link, rough, tree)
-        s = _first(tree)
-    if x[DIST, s] > R2 or link[NEAR, s] < 0:
-        return _remove(s, n, x, link, rough, is_near, tree)
-    t = link[PLACE, link[NEAR, s]]
-    s, t = max(s, t), min(s, t)
-    for c in range(4):
-        x[c, t] += x[c, s]
-    link[CHANGES, link[ID, t]] += 1
-    n = _remove(s, n, x, link, rough, is_near, tree)
-    _derive(t, x)
-    rough[Y32, t] = x[Y, t]
-    rough[PHI32, t] = x[PHI, t]
-    _offer(t, n, R2, x, link, rough, is_near, tree)
-    near, d = _neighbour(t, n, x, rough, is_near)
-    _set_neighbour(t, near, d, R2, x, link, rough, tree)
+def _closest(n, R2, x, rough, link, key, place):
+    "The place with the smallest key, whose neighbour is still there"
+    m = _padded(n)
+    s = _first(m, key)
+    while link[NEAR, s] >= 0 and place[link[NEAR, s]] < 0:  # that neighbour is gone
+        t, d = _neighbour(s, n, x, rough, link)
+        _set_neighbour(s, t, d, R2, x, link, key)
+        s = _first(m, key)
+    return s
+
+
+@njit(nogil=True, cache=True)
+def _merge(s, t, n, c, R2, x, rough, link, key, place):
+    "Merge place `s`, the last of which moves there, into the earlier place `t`, as constituent `c`"
+    for k in range(4):
+        x[t, k] += x[s, k]
+    place[link[ID, t]] = -1
+    n = _remove(s, n, x, rough, link, key, place)
+    _enter(t, c, x, rough, link, place)
+    near, d = _neighbour(t, n, x, rough, link)
+    _offer(t, n, R2, x, link, key, place)
+    _set_neighbour(t, near, d, R2, x, link, key)
     return n
 
 # %% ../../nbs/00e_observables.ipynb #58e6b955
-@njit(nogil=True, cache=True)
-def _load(pt, eta, phi, energy, x, link, rough):
+@inline
+def _load(pt, eta, phi, energy, x, rough, link, key, place):
     "Begin with the constituents of a jet, massless if `energy` is empty"
     for i in range(len(pt)):
-        x[PX, i] = pt[i] * np.cos(phi[i])
-        x[PY, i] = pt[i] * np.sin(phi[i])
-        x[PZ, i] = pt[i] * np.sinh(eta[i])
-        x[E, i] = energy[i] if len(energy) else pt[i] * np.cosh(eta[i])
-        _derive(i, x)
-        rough[Y32, i] = x[Y, i]
-        rough[PHI32, i] = x[PHI, i]
-        link[ID, i] = i
-        link[PLACE, i] = i
-        link[CHANGES, i] = 0
+        x[i, PX] = pt[i] * np.cos(phi[i])
+        x[i, PY] = pt[i] * np.sin(phi[i])
+        x[i, PZ] = pt[i] * np.sinh(eta[i])
+        x[i, E] = energy[i] if len(energy) else pt[i] * np.cosh(eta[i])
+        _enter(i, i, x, rough, link, place)
+    rough[Y32, len(pt) :] = FAR
+    link[LIMIT, len(pt) :] = -1
+    key[:] = INFINITE
 
-
-@njit(nogil=True, cache=True)
-def _room(n):
-    "Memory for a jet of up to `n` constituents"
-    leaves = 1
-    while leaves < n:
-        leaves *= 2
-    is_near = np.zeros((n // 8 + 1) * 8, np.uint8)
-    return (
-        np.empty((8, n)),
-        np.empty((5, n), np.int64),
-        np.empty((4, n), np.float32),
-        is_near,
-        np.empty(2 * leaves),
-    )
-
-
+# %% ../../nbs/00e_observables.ipynb #88c35d83
 @njit(nogil=True, cache=True)
 def _axes(pt, eta, phi, energy, offsets, R2, pseudo, out):
     "out (N, K, K, 2): rapidity and phi of the k axes at each level k, NaN where there are fewer constituents"
-    x, link, rough, is_near, tree = _room(np.diff(offsets).max() if len(offsets) > 1 else 1)
+    room = _padded(np.diff(offsets).max() + 1 if len(offsets) > 1 else 1)
+    x = np.empty((room, 8))
+    rough = np.zeros((2, room), np.float32)
+    link = np.empty((4, room), np.int32)
+    key = np.empty(room, np.int64)
+    place = np.empty(2 * room, np.int32)
+    by = np.empty((3, room))
+    where = np.empty((3, room), np.int64)
+    start = np.empty(N_STRIPS + 1, np.int64)
     for b in range(len(offsets) - 1):
         own = slice(offsets[b], offsets[b + 1])
         n = offsets[b + 1] - offsets[b]
-        _load(pt[own], eta[own], phi[own], energy[own], x, link, rough)
-        is_near[:] = 0
-        tree[:] = np.inf
-        for s in range(n):
-            t, d = _neighbour(s, n, x, rough, is_near)
-            _set_neighbour(s, t, d, R2, x, link, rough, tree)
+        c = n
+        if n > 0:
+            _load(pt[own], eta[own], phi[own], energy[own], x, rough, link, key, place)
+            _all_neighbours(n, R2, x, link, key, by, where, start)
         while n > 0:
             if n <= out.shape[1]:
                 for s in range(n):
-                    out[b, n - 1, s, 0] = np.arcsinh(x[PZ, s] / np.sqrt(x[PT2, s])) if pseudo else x[Y, s]
-                    out[b, n - 1, s, 1] = x[PHI, s]
+                    out[b, n - 1, s, 0] = np.arcsinh(x[s, PZ] / np.sqrt(x[s, PT2])) if pseudo else x[s, Y]
+                    out[b, n - 1, s, 1] = x[s, PHI]
             if n == 1:
                 break
-            n = _merge(n, R2, x, link, rough, is_near, tree)
+            s = _closest(n, R2, x, rough, link, key, place)
+            if x[s, DIST] > R2 or link[NEAR, s] < 0:
+                n = _remove(s, n, x, rough, link, key, place)
+            else:
+                t = np.int64(place[link[NEAR, s]])
+                n = _merge(max(s, t), min(s, t), n, c, R2, x, rough, link, key, place)
+                c += 1
 
 
 def _flat(p):

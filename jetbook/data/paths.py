@@ -360,13 +360,13 @@ def read_text(
 
 # %% ../../nbs/00a_paths.ipynb #e88b3fa4
 _UNPACK = 'unpack it first'
-_SHOW = 'jetbook packs HDF5, parquet and NumPy arrays'
+_SHOW = 'jetbook packs HDF5, parquet, NumPy arrays and ROOT files'
 _MAGIC = [  # first bytes, what the file is, what to do; None: it can be read
     (b'\x89HDF\r\n\x1a\n', 'HDF5', None),
     (b'PAR1', 'parquet', None),
     (b'PARE', 'encrypted parquet', 'decrypt it first'),
-    (b'\x93NUMPY', 'a NumPy array (.npy)', 'load it with np.load, and pack the array'),
-    (b'root', 'a ROOT file', 'read it with uproot, and pack the images as an array'),
+    (b'\x93NUMPY', 'a NumPy array (.npy)', None),
+    (b'root', 'a ROOT file', None),
     (b'jetz\r\n', 'a file of compressed jets', 'jetbook decompress'),
     (b'\x1f\x8b', 'gzip-compressed', 'unpack it first: gunzip'),
     (b'BZh', 'bzip2-compressed', 'unpack it first: bunzip2'),
@@ -395,7 +395,7 @@ def _archive(head):
     "What a zip archive is, by the name of its first file"
     name = head[30 : 30 + int.from_bytes(head[26:28], 'little')]
     if name.endswith(b'.npy'):
-        return 'a NumPy archive (.npz)', 'load it with np.load, and pack one of its arrays'
+        return 'a NumPy archive (.npz)', None
     if name.endswith((b'/data.pkl', b'/version', b'/byteorder')):
         return 'a PyTorch file', 'load it with torch.load(weights_only=True), and pack the array'
     return 'a zip archive', 'unpack it first: unzip'
@@ -418,7 +418,7 @@ def _text(head):
 
 def file_kind(
     path: str | Path,  # a regular file
-):  # (what it is, what to do with it); what to do is None for HDF5 and parquet
+):  # (what it is, what to do with it); what to do is None for HDF5, parquet, NumPy and ROOT
     "What a file is, by its first bytes"
     path = input_file(path)
     try:

@@ -7,7 +7,7 @@ __all__ = ['Layout', 'LAYOUTS', 'ALIASES', 'Origin', 'printable', 'JetbookError'
            'ConfigError', 'MissingExtra', 'UnknownKeyword', 'check_keywords', 'require', 'machine_memory', 'native',
            'check_cell', 'JetStore', 'raise_store_error', 'first_not_finite', 'check_names', 'check_columns', 'Target',
            'njit', 'kernel', 'intrinsic', 'n_threads', 'in_threads', 'Buffer', 'check_mapped', 'SpareMemory', 'Entries',
-           'Ragged', 'join', 'jet_keys', 'show_jet', 'toy_jets', 'find_target']
+           'Ragged', 'join_ragged', 'join', 'jet_keys', 'show_jet', 'toy_jets', 'find_target']
 
 # %% ../../nbs/00_data.ipynb #4c245c10
 import contextlib
@@ -138,11 +138,15 @@ LAYOUTS = dict(
     cms=Layout(
         'X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('gluon', 'quark'), 0.0174, (), ('y', 'pt', 'm0'), 125
     ),
+    gsoc=Layout('jet', 'y', None, ('class 0', 'class 1'), 0.0174, (), (), 125),
     lagan=Layout('image', 'signal', ('pT',), ('QCD', 'W'), 0.1, (), tuple(_LAGAN.split()), 25),
     egamma=Layout('X', 'y', ('energy', 'time'), ('photon', 'electron'), 0.0174, ('time',), ('y',), 32),
     tau=Layout('X_jets', 'y', ('Tracks', 'ECAL', 'HCAL'), ('jet', 'tau'), 0.0174, (), ('y', 'pt', 'm0'), 125),
     dark=Layout('image', 'signal', ('pT',), ('QCD', 'dark'), 0.1, (), tuple(_LAGAN.split()), 25),
     array=Layout(None, 'y', None, ('class 0', 'class 1'), None, (), (), None),
+    particles=Layout(None, 'y', None, ('class 0', 'class 1'), 0.025, (), (), 64),
+    toptag=Layout(None, 'y', None, ('QCD', 'top'), 0.025, (), (), 64),
+    energyflow=Layout(None, 'y', None, ('gluon', 'quark'), 0.025, (), (), 64),
 )
 
 # %% ../../nbs/00_data.ipynb #491ccecb
@@ -172,6 +176,7 @@ _ELSEWHERE = {
     'jetbook.data.hdf5': ('check', 'save'),
     'jetbook.data.files': ('to_dense',),
     'jetbook.data.loaders': ('dataloaders', 'new_empty'),
+    'jetbook.data.particles': ('check_particles', 'particle_clouds', 'to_images'),
 }
 
 # %% ../../nbs/00_data.ipynb #83b9d294
@@ -181,6 +186,7 @@ class JetStore:
     origin = None  # the file the jets are from
     target = None  # a `Target`, where networks are not trained for the class
     corrections = {}  # channel name -> offsets, pixel and value; only of channels that need them
+    particles = None  # a `Ragged` of the particles that the images were made of, where they are known
     _cell = None
 
     @classmethod
@@ -342,6 +348,8 @@ def _validate(self: JetStore):
         if k not in self.entries:
             raise_store_error('Corrections of a channel that is not there', k, ', '.join(self.entries))
         _check_entries(f'{k}/corrections', n, self.height * self.width, *e)
+    if self.particles is not None:
+        self.check_particles()
     check_columns(self.columns, n)
     return self
 
@@ -1074,8 +1082,10 @@ def to(
 @patch
 def _replace(self: JetStore, **kwargs):
     new = JetStore.__new__(JetStore)
-    own = {k: v for k, v in self.__dict__.items() if k != 'corrections' or 'entries' not in kwargs}
-    new.__dict__.update({**own, **kwargs})  # new entries come without the old ones' corrections
+    own = dict(self.__dict__)
+    if 'entries' in kwargs:  # they come without the old ones' corrections and particles
+        own = {k: v for k, v in own.items() if k not in ('corrections', 'particles')}
+    new.__dict__.update({**own, **kwargs})
     return new
 
 # %% ../../nbs/00_data.ipynb #e94f9517
@@ -1156,6 +1166,15 @@ class Ragged:
         first = np.cumsum(counts) - counts
         return self.pick(np.repeat(self.offsets[rows] - first, counts) + np.arange(counts.sum()), counts)
 
+# %% ../../nbs/00_data.ipynb #fd511985
+def join_ragged(
+    parts,  # of `Ragged` with the same fields
+):  # Ragged, the rows of one after those of the other
+    "Several batches of rows as one"
+    counts = np.concatenate([p.counts for p in parts])
+    fields = {k: np.concatenate([p.fields[k] for p in parts]) for k in parts[0].fields}
+    return Ragged(np.concatenate([[0], np.cumsum(counts)]), parts[0].info, **fields)
+
 # %% ../../nbs/00_data.ipynb #36003bfe
 @kernel
 def _place(idx, first, offsets, pixel, value, gw, up, c, row, col, channel, out):
@@ -1175,11 +1194,14 @@ def _place(idx, first, offsets, pixel, value, gw, up, c, row, col, channel, out)
 def clouds(
     self: JetStore,
     idx=None,  # indices of the jets (B,); default: all
+    pixels: bool = False,  # entries, where there are particles as well
 ):  # Ragged: `row`, `col` (float32, pixels), `channel` (uint8), `value` (float32)
     "The entries of jets `idx` as point clouds, channel after channel within a jet"
     if self.device != 'cpu':
-        return self.to('cpu').clouds(idx)
+        return self.to('cpu').clouds(idx, pixels)
     idx = self.indices(idx)
+    if self.particles is not None and not pixels:
+        return self.particle_clouds(idx)
     counts = np.stack([o[idx + 1] - o[idx] for o, _, _ in self.entries.values()])
     offsets = np.concatenate([[0], np.cumsum(counts.sum(0))])
     first = offsets[:-1] + np.cumsum(counts, 0) - counts
@@ -1211,11 +1233,22 @@ def select(
         entries={k: self.entries[k] for k in names},
         upsample={k: self.upsample[k] for k in names},
         corrections={k: e for k, e in self.corrections.items() if k in names},
+        particles=_of_channels(self.particles, [self.channels.index(k) for k in names], len(self.entries)),
     )
     if tuple(names) != self.channels:
         new.path = None
         new.mmap = False
     return new if idx is None else new._pick(self.indices(idx))
+
+
+def _of_channels(particles, kept, n):
+    "The particles of the channels `kept`, in their new order; `n` is the number of channels that there were"
+    if particles is None or kept == list(range(n)):
+        return particles
+    new = np.full(n, n, np.uint8)
+    new[kept] = np.arange(len(kept))
+    particles = particles.keep(new[particles.channel] < n)
+    return particles.replace(channel=new[particles.channel])
 
 
 def join(
@@ -1242,7 +1275,10 @@ def join(
     columns = {k: np.concatenate([s.columns[k] for s in stores]) for k in common}
     source = ' + '.join(dict.fromkeys(s.source for s in stores))
     facts = (a.height, a.width, a.upsample, columns, source, a.layout, a._cell)
-    return JetStore.from_entries(entries, *facts, corrections)
+    new = JetStore.from_entries(entries, *facts, corrections)
+    if all(s.particles is not None and {*s.particles.fields} == {*a.particles.fields} for s in stores):
+        new.particles = join_ragged([s.particles for s in stores])
+    return new
 
 
 def _joined(entries):
@@ -1272,6 +1308,7 @@ def _pick(self: JetStore, idx):
     return self._replace(
         entries={k: _take(e, idx) for k, e in self.entries.items()},
         corrections={k: t for k, e in self.corrections.items() if len((t := _take(e, idx))[1])},
+        particles=None if self.particles is None else self.particles.select(idx),
         columns={k: v[idx] for k, v in self.columns.items()},
         path=None,
         mmap=False,
@@ -1354,6 +1391,8 @@ def nbytes(self: JetStore):
     "Bytes of the entries, corrections and columns in memory"
     packed = [*self.entries.values(), *self.corrections.values()]
     arrays = [a for e in packed for a in e] + list(self.columns.values())
+    if self.particles is not None:
+        arrays += [self.particles.offsets, *self.particles.fields.values()]
     return sum(a.nbytes for a in arrays)
 
 
@@ -1401,6 +1440,7 @@ def __repr__(self: JetStore):
             + ', '.join(k + t for k, t in towers.items()),
             f'{size}, {factor}{" (memory-mapped)" if self.mmap else ""}',
             f'columns: {_listed(self.columns)}',
+            *([] if self.particles is None else [_of_particles(self.particles)]),
             f'source: {printable(self.source or "unknown", 1000)}',
             *(
                 ['width of a pixel: unknown, so no masses (store.cell = 0.1 sets it)']
@@ -1409,6 +1449,11 @@ def __repr__(self: JetStore):
             ),
         ]
     )
+
+
+def _of_particles(p):
+    "What there is to say of a store's particles, in one line"
+    return f'made of particles, {p.offsets[-1] / max(len(p), 1):.1f} a jet: {_listed(p.fields)}'
 
 
 def _listed(names, most=30):

@@ -19,7 +19,8 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 from safetensors.numpy import save
 from torch_geometric.data import Batch, Data, InMemoryDataset
-from ..data.store import ALIASES, ConfigError, DataError, JetStore, njit, Ragged
+from tqdm.auto import tqdm
+from ..data.store import ALIASES, ConfigError, DataError, in_threads, JetStore, njit, Ragged
 from ..data.paths import atomic_path, checksum, input_file, output_file
 from ..data.loaders import as_split, Split, StoreDL
 from ..train.runs import fingerprint
@@ -63,6 +64,7 @@ class GraphSpec:
     weights: str = None  # 'gaussian': exp(-d^2/sigma^2), see `gaussian_weights`
     edge_attr: tuple = ()  # of the edges: any of 'distance', 'weight', 'relative' (eta, phi), in this order
     max_nodes: int = None  # largest number per jet; the brightest are kept
+    within: float = None  # only nodes so close to the jet's centroid, in eta and phi; their features see all
 
     def __post_init__(self):
         _tidy_spec(self)
@@ -91,6 +93,8 @@ def _check_nodes(s):
     if not s.threshold >= 0:
         raise ConfigError('The threshold is below zero', found=s.threshold, expected='0 or more')
     _in_range(s, 'max_nodes', 2**16)
+    if s.within is not None and not s.within > 0:
+        raise ConfigError('No node is so close', found=s.within, expected='more than 0, in eta and phi')
     _in_range(s, 'resize', 256)
     if s.nodes == 'native' and (s.resize or s.normalise):
         raise ConfigError('Only pixels can be resized or normalised', found=s.nodes, expected="nodes='pixel'")
@@ -176,7 +180,18 @@ def _nodes_features(store, idx, spec):
         return pixel_nodes(store, idx, **size)
 
     nodes = make_nodes(store, idx, spec)
-    return nodes, node_features(nodes, spec.features, lit)
+    x = node_features(nodes, spec.features, lit)
+    if spec.within is None:
+        return nodes, x
+    near = _close(nodes, spec.within)
+    return nodes.keep(near), x[near]
+
+
+def _close(nodes, within):
+    "Which nodes are within a distance of their jet's centroid; of each jet the closest at least"
+    distance = node_features(nodes, ('distance',))[:, 0]
+    closest = np.minimum.reduceat(distance, nodes.offsets[:-1])[nodes.jet] if len(distance) else distance
+    return (distance < within) | (distance == closest)
 
 # %% ../../nbs/04b_batches.ipynb #d1773534
 def _columns(store, idx):
@@ -230,19 +245,57 @@ def _batch(per_node, per_edge, per_jet, offsets, edge_offsets):
     return b
 
 # %% ../../nbs/04b_batches.ipynb #6d47834e
+def _arrays(store, idx, spec):
+    "The graphs of jets `idx`: arrays per node, arrays per edge, offsets of each jet's nodes and of its edges"
+    nodes, x = _nodes_features(store, idx, spec)
+    pos = np.stack(node_eta_phi(nodes), 1).astype(np.float32)
+    per_edge, at = _per_edge(nodes, pos, spec)
+    return dict(x=x, pos=pos), per_edge, nodes.offsets, at
+
+
+def _joined(parts):
+    "The `_arrays` of several ranges of jets as one"
+    if len(parts) == 1:
+        return parts[0]
+    per_node, per_edge, offsets, at = zip(*parts)
+    first = np.cumsum([0, *(o[-1] for o in offsets)])
+    for e, n in zip(per_edge, first):
+        if e:
+            e['edge_index'] += n
+    nodes, edges = (
+        {k: np.concatenate([p[k] for p in ps], -1 if k == 'edge_index' else 0) for k in ps[0]}
+        for ps in (per_node, per_edge)
+    )
+    return nodes, edges, _joined_offsets(offsets), _joined_offsets(at) if edges else None
+
+
+def _joined_offsets(parts):
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(o) for o in parts]))])
+
+
+def _in_pieces(f, idx, chunk, progress):
+    "`f` of `chunk` of the jets `idx` at a time, in threads, and with a bar"
+    pieces = [idx[i : i + chunk] for i in range(0, max(len(idx), 1), chunk)]
+    with tqdm(total=len(idx), desc='graphs', unit='jets', disable=not progress) as bar:
+        for part in in_threads(f, pieces) if len(pieces) > 1 else map(f, pieces):
+            yield part
+            bar.update(min(chunk, len(idx) - bar.n))
+
+# %% ../../nbs/04b_batches.ipynb #d1773535
 def graphs(
     store: JetStore,  # the jets
     idx,  # indices of the jets (B,), a slice or a mask
     spec: GraphSpec = GraphSpec(),  # specification of the graph
+    chunk: int = 1024,  # jets done at a time, by each of torch's threads
+    progress: bool = False,  # show a bar
 ):  # PyG Batch
     """The graphs of jets `idx`, with `x` (n, F), `pos` (n, 2) in eta and phi, `batch` (n,) and `ptr` (B+1,);
     `edge_index` (2, E), `edge_weight` (E,) and `edge_attr` (E, D) as the spec has it; `y`, `pt` and `m0` (B,) in GeV
     as the store has them. Edges go from `edge_index[0]` to `edge_index[1]`, ordered by the latter, nearest first."""
     store, idx = store.to('cpu'), store.indices(idx)
-    nodes, x = _nodes_features(store, idx, spec)
-    pos = np.stack(node_eta_phi(nodes), 1).astype(np.float32)
-    per_edge, at = _per_edge(nodes, pos, spec)
-    return _batch(dict(x=x, pos=pos), per_edge, _columns(store, idx), nodes.offsets, at)
+    parts = list(_in_pieces(lambda i: _arrays(store, i, spec), idx, chunk, progress))
+    per_node, per_edge, offsets, at = _joined(parts)
+    return _batch(per_node, per_edge, _columns(store, idx), offsets, at)
 
 # %% ../../nbs/04b_batches.ipynb #d98cdd31
 def padded(
@@ -280,9 +333,10 @@ class JetGraphs(InMemoryDataset):
         transform=None,  # Data -> Data, at every access
         pre_transform=None,  # Data -> Data, once
         pre_filter=None,  # Data -> bool, once, before `pre_transform`: whether to keep the graph
+        progress: bool = False,  # show a bar
     ):
         super().__init__(None, transform, pre_transform, pre_filter)
-        g = graphs(store, idx, spec)
+        g = graphs(store, idx, spec, progress=progress)
         self.slices = dict(g._slice_dict)
         data = Data(**{k: g[k] for k in self.slices})
         if 'edge_index' in g:  # a dataset counts the nodes of each graph from 0
@@ -681,14 +735,16 @@ def cache_graphs(
     store: JetStore,  # the jets
     path: str | Path,  # file for the graphs, `*.safetensors`
     spec: GraphSpec = GraphSpec(),  # specification of the graph
-    chunk: int = 1024,  # jets processed at a time
+    chunk: int = 1024,  # jets done at a time, by each of torch's threads
+    progress: bool = False,  # show a bar
 ):  # GraphCache
     "Make the graphs of all jets of a store and save them in a file; an existing file of these graphs is used"
     path = output_file(path)
     if not len(store):
         raise DataError('There are no jets to make graphs of', found=store.source or 'an empty store')
     if not path.exists():
-        parts = [_to_keep(graphs(store, slice(i, i + chunk), spec)) for i in range(0, len(store), chunk)]
+        pieces = _in_pieces(lambda i: graphs(store, i, spec), np.arange(len(store)), chunk, progress)
+        parts = [_to_keep(g) for g in pieces]
         arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         arrays['offsets'] = np.concatenate([[0], np.cumsum(arrays.pop('size'))])
         with atomic_path(path) as f:

@@ -11,6 +11,7 @@ from collections import namedtuple
 from functools import reduce
 import numpy as np
 from ..data.store import JetStore, njit, Ragged
+from ..data.particles import NETWORK_FEATURES
 
 # %% ../../nbs/04_graphs.ipynb #382cff11
 def node_intensity(
@@ -20,9 +21,10 @@ def node_intensity(
     return reduce(np.add, nodes.value.T)  # faster than a sum along so short an axis
 
 
-def _nodes(row, col, value, offsets, size, cell):
+def _nodes(row, col, value, offsets, size, cell, **more):
     "Nodes of jets as a Ragged batch; the image has `size` pixels (height, width)"
-    return Ragged(offsets, dict(height=size[0], width=size[1], cell=cell), row=row, col=col, value=value)
+    info = dict(height=size[0], width=size[1], cell=cell)
+    return Ragged(offsets, info, row=row, col=col, value=value, **more)
 
 # %% ../../nbs/04_graphs.ipynb #73828da5
 @njit(nogil=True, cache=True)
@@ -54,9 +56,9 @@ def _filled(nodes):
     at = nodes.offsets[:-1][empty]
     row = np.insert(nodes.row, at, (nodes.height - 1) / 2)
     col = np.insert(nodes.col, at, (nodes.width - 1) / 2)
-    value = np.insert(nodes.value, at, 0, axis=0)
+    more = {k: np.insert(v, at, 0, axis=0) for k, v in nodes.fields.items() if k not in ('row', 'col')}
     offsets = nodes.offsets + np.concatenate([[0], np.cumsum(empty)])
-    return _nodes(row, col, value, offsets, (nodes.height, nodes.width), nodes.cell)
+    return Ragged(offsets, nodes.info, row=row, col=col, **more)
 
 
 def _above(nodes, threshold):
@@ -71,8 +73,10 @@ def native_nodes(
     threshold: float = 0.0,  # only nodes with a larger intensity
     max_nodes: int = None,  # largest number per jet; the brightest are kept
 ):  # Ragged of B jets: row, col (n,) in pixels, value (n, C)
-    "One node for each entry of the store: track cell, crystal or tower"
+    "One node for each entry of the store: track cell, crystal or tower; for each particle, where there are particles"
     cloud = store.clouds(idx)
+    if store.particles is not None:
+        return _filled(_brightest(_above(_particle_nodes(store, cloud), threshold), max_nodes))
     n = cloud.offsets[-1]
     up = _upsample(store)
     row, col, value = np.empty(n, np.float32), np.empty(n, np.float32), np.zeros((n, len(up)), np.float32)
@@ -80,6 +84,15 @@ def native_nodes(
     _native(entries, cloud.offsets, up, store.width, row, col, value)
     nodes = _nodes(row, col, value, cloud.offsets, (store.height, store.width), store.cell or 1.0)
     return _filled(_brightest(_above(nodes, threshold), max_nodes))
+
+
+def _particle_nodes(store, cloud):
+    "A node for each particle, in the order of the file"
+    value = np.zeros((cloud.offsets[-1], len(store.channels)), np.float32)
+    value[np.arange(len(value)), cloud.channel] = cloud.value
+    more = {k: v for k, v in cloud.fields.items() if k == 'feature'}
+    size = (store.height, store.width)
+    return _nodes(cloud.row, cloud.col, value, cloud.offsets, size, store.known_cell(), **more)
 
 
 def _upsample(store):
@@ -225,7 +238,7 @@ def pixel_nodes(
     size = (store.height, store.width)
     size2 = (resize, resize) if resize else size
     wanted = (*_scale(normalise, len(store.channels)), np.float32(threshold), rule == 'sum')
-    row, col, value, offsets = _lit_pixels(store, store.clouds(idx), size, size2, wanted)
+    row, col, value, offsets = _lit_pixels(store, store.clouds(idx, pixels=True), size, size2, wanted)
     nodes = _nodes(row, col, value, offsets, size2, (store.cell or 1.0) * size[0] / size2[0])
     return _filled(_brightest(nodes, max_nodes))
 
@@ -335,9 +348,45 @@ def _hessian(nodes, image):
     return out
 
 
+def _particle(nodes):
+    return nodes.feature.T if 'feature' in nodes.fields else np.zeros((len(NETWORK_FEATURES), len(nodes.row)))
+
+
 def _laplacian(nodes, image):
     h = _hessian(nodes, image)
     return h[0] + h[2]
+
+# %% ../../nbs/04_graphs.ipynb #808c1539
+NEAR = 0.1  # in eta and phi
+
+
+@njit(nogil=True, cache=True)
+def _around(row, col, value, offsets, reach, energy, count):
+    "Per channel, intensity and number of the nodes within `reach` pixels, into energy and count (C, n)"
+    for b in range(len(offsets) - 1):
+        lo = offsets[b]
+        order = np.argsort(row[lo : offsets[b + 1]], kind='mergesort') + lo
+        first = 0
+        for i in order:
+            while row[i] - row[order[first]] > reach:
+                first += 1
+            for j in order[first:]:
+                down = row[j] - row[i]
+                if down > reach:
+                    break
+                if down * down + (col[j] - col[i]) ** 2 > reach * reach:
+                    continue
+                for c in range(value.shape[1]):
+                    if value[j, c] != 0:
+                        energy[c, i] += value[j, c]
+                        count[c, i] += 1
+
+
+def _near(nodes):
+    "Intensity and number of nodes of each channel around each node, float64 (2, C, n)"
+    out = np.zeros((2, nodes.value.shape[1], len(nodes.row)))
+    _around(nodes.row, nodes.col, nodes.value, nodes.offsets, NEAR / nodes.cell, out[0], out[1])
+    return out
 
 # %% ../../nbs/04_graphs.ipynb #cf707558
 NodeFeature = namedtuple('NodeFeature', 'columns func')
@@ -359,6 +408,9 @@ NODE_FEATURES = dict(
     log_share=NodeFeature(('log_share',), lambda n, _: (_log(_share(n)),)),
     laplacian=NodeFeature(('laplacian',), lambda n, image: (_laplacian(n, image),)),
     hessian=NodeFeature(('rr', 'rc', 'cc'), _hessian),
+    near_energy=NodeFeature(None, lambda n, _: np.log(np.maximum(_near(n)[0], 0) + 1e-3)),
+    near_count=NodeFeature(None, lambda n, _: np.log1p(_near(n)[1])),
+    particle=NodeFeature(NETWORK_FEATURES, lambda n, _: _particle(n)),
 )
 
 
