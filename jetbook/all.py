@@ -18,6 +18,7 @@ from .data.store import *
 from .data.paths import *
 from .data.hdf5 import *
 from .data.files import *
+from .data.particles import *
 from .data.observables import *
 from .data.transforms import *
 from .data.loaders import *

@@ -465,12 +465,13 @@ def ring_worth(
     mask: Tensor,  # True for real cells (B, N)
     u: Tensor,  # pt, m0 in GeV (B, 2)
     edges=(0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1),  # of the rings in eta-phi; the last is open-ended
+    channels: int = None,  # detector layers C; default: all features after the fourth are their flags
 ):  # (B, C, number of rings)
     "Importance of each ring of each detector layer to a network, see `occlusion`"
-    C = x.shape[2] - 4
+    C = channels or x.shape[2] - 4
     R = len(edges) - 1
     distance = x[:, :, :2].norm(dim=2).contiguous()
     ring = torch.bucketize(distance, torch.tensor(edges[1:-1], device=x.device), right=True)
-    group = torch.where(mask, x[:, :, 4:].argmax(2) * R + ring, C * R - 1)
+    group = torch.where(mask, x[:, :, 4 : 4 + C].argmax(2) * R + ring, C * R - 1)
     w = occlusion(net, x, mask, u, group)
     return F.pad(w, (0, C * R - w.shape[1])).view(len(x), C, R)
