@@ -48,6 +48,7 @@ from .taggers.sets import *
 from .taggers.compare import *
 from .taggers.robust import *
 from .taggers.cnn import *
+from .taggers.showers import *
 from .anomaly.methods import *
 from .anomaly.density import *
 from .anomaly.reconstruction import *

@@ -5,9 +5,11 @@ from fastai.interpret import ClassificationInterpretation
 from jetbook.data.hdf5 import sample
 from jetbook.data.loaders import split
 from jetbook.data.store import ConfigError, DataError, toy_jets
-from jetbook.taggers.cnn import ColumnsDL, LogScale, electron_photon_effnet, image_dls, imagenet_weights, quark_gluon_cnn, resnet15, resnet18, vgg, vit, with_channels
+from jetbook.data.observables import jet_profile
+from jetbook.taggers.cnn import (ColumnsDL, LogScale, ProfileImageDL, block_occlusion, electron_photon_effnet, fused_cnn, grad_cam, image_dls, imagenet_weights, quark_gluon_cnn,
+    resnet15, sparse_cnn, vit, with_channels)
 from jetbook.train.recipes import get_recipe
-from jetbook.train.runs import Run, evaluate, predict, train
+from jetbook.train.runs import Run, evaluate, train
 from jetbook.train.training import quiet, save_tensors
 
 @pytest.fixture(scope='module')
@@ -88,3 +90,53 @@ def test_any_number_of_channels_and_any_target(name):
 def test_the_first_convolution_keeps_its_settings():
     net = with_channels(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 2, 3, bias=False)), 8)
     assert (net[0].in_channels, net[0].kernel_size, net[0].stride, net[0].padding, net[0].bias)==(8,(7,7),(2,2),(3,3),None)
+
+def gradients(learn, b):
+    learn.model.train()
+    learn.loss_func(learn.model(*b[:-1]), b[-1]).backward()
+    return [p.grad for p in learn.model.parameters()]
+
+@pytest.mark.parametrize('kind,channels', [('egamma',None), ('wqcd',None), ('qg',['HCAL']), ('qg',['ECAL','HCAL'])])
+def test_lit_pixels_give_what_dense_images_give(kind, channels):
+    jets = sample(kind).select(np.arange(60), channels=channels)
+    nets = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        nets.append(sparse_cnn(jets, plain=plain, width=8, tower_width=8, dropout=0., flip=False, bs=8))
+    b = nets[0].dls.valid.one_batch()
+    with torch.no_grad(): out,want = (n.model.eval()(*b[:-1]) for n in nets)
+    assert torch.allclose(out, want, atol=1e-5)
+    for a,g in zip(*(gradients(n, b) for n in nets)): assert (a-g).abs().max() <= 1e-5+.02*g.abs().max()
+
+def test_jets_do_not_see_each_other_and_may_be_empty(qg):
+    net = sparse_cnn(qg, width=8, tower_width=8).model.eval()
+    x = torch.log1p(1000*qg.images(range(6)))
+    x[3] = 0
+    with torch.no_grad():
+        out = net(x)
+        alone = torch.cat([net(x[i:i+1]) for i in range(6)])
+        none = net(torch.zeros(2, 3, 125, 125))
+    assert torch.isfinite(out).all() and torch.isfinite(none).all() and torch.allclose(out, alone, atol=1e-5)
+
+def test_mirror_images_get_the_same_score(qg):
+    net = sparse_cnn(qg, width=8, tower_width=8, mirrors=True).model.eval()
+    x = torch.log1p(1000*qg.images(range(4)))
+    with torch.no_grad(): assert torch.allclose(net(x), net(x.flip(-2)), atol=1e-5) and net(x).exp().sum(1).allclose(torch.ones(4), atol=1e-5)
+    net.mirrors = False
+    with torch.no_grad(): assert not torch.allclose(net(x), net(x.flip(-2)), atol=1e-5)
+
+def test_profiles_are_those_of_the_jets_asked_for(qg):
+    learn = fused_cnn(qg, width=8, tower_width=8, bs=16)
+    other = sample('qg').select(np.arange(300, 340))
+    x,u,y = learn.dls.test_dl(other, idx=[7,2]).one_batch()
+    assert isinstance(learn.dls.valid, ProfileImageDL) and np.allclose(u[:,2:], jet_profile(other, [7,2]).values, rtol=1e-3, atol=1e-3)
+    assert np.allclose(u[:,0], other.columns['pt'][[7,2]]) and learn.model.eval()(x, u).shape==(2,2)
+
+def test_what_is_not_there_is_worth_nothing(qg):
+    net = sparse_cnn(qg, width=8, tower_width=8).model
+    x = torch.log1p(1000*qg.images(range(3)))
+    x[:,:,:50] = 0
+    worth = block_occlusion(net, x, block=25)
+    assert worth.shape==(3,5,5) and (worth[:,:2]==0).all() and (worth[:,2:]!=0).any()
+    cam = grad_cam(net, x)
+    assert cam.shape==(3,125,125) and torch.isfinite(cam).all() and all(p.grad is None for p in net.parameters())

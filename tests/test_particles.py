@@ -349,3 +349,18 @@ def test_observables_agree_with_fastjet(out):
         assert abs(s.columns['jet_eta'][i]-total.eta()) < 1e-5
         turn = (s.columns['jet_phi'][i]-total.phi_std())
         assert abs(np.sin(turn)) < 1e-5
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+def test_a_run_knows_that_its_nodes_are_particles(tmp_path, out):
+    from jetbook.train.runs import evaluate, predict, train
+    s = quiet(own(), out)
+    run = train('pfn_quick', s, tmp_path/'run', epochs=1, bs=16, valid=.3, test=.2, progress=False)
+    assert 'auc' in evaluate(run, s, 'valid')
+    assert len(run.model().scale.x_mean)==4+2+11 and 'charge' in run.config['store']['particles']
+    assert len(predict(run, s[:5]))==5
+    refused('Other nodes than those', predict, run, s._replace(entries=s.entries))
+    moved = s._replace(particles=s.particles.replace(px=s.particles.px+1))
+    from jetbook.train.runs import fingerprint
+    assert fingerprint(moved)['digest'] != fingerprint(s)['digest']

@@ -129,8 +129,9 @@ def cell_scale(
     s.x_std[2:4] = x[:, 2:4].std(0).clamp(min=1e-3)
     s.x_std[:2] = x[:, :2].square().mean().sqrt().clamp(min=1e-3)
     around = 4 + torch.nonzero((x[:, 4:] * (1 - x[:, 4:])).any(0))[:, 0]  # not a flag
-    s.x_mean[around] = x[:, around].mean(0)
-    s.x_std[around] = x[:, around].std(0).clamp(min=1e-3)
+    if len(around):
+        s.x_mean[around] = x[:, around].mean(0)
+        s.x_std[around] = x[:, around].std(0).clamp(min=1e-3)
     s.u_mean[:] = u.mean(0)
     s.u_std[:] = u.std(0).nan_to_num(1.0).clamp(min=1e-3)
     return s

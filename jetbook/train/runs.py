@@ -40,6 +40,7 @@ from jetbook.data.store import (
     jet_keys,
     JetbookError,
     JetStore,
+    Ragged,
     Target,
 )
 from ..data.paths import atomic_path, InUse, input_file, locked, output_folder, read_text, remove_dead
@@ -218,6 +219,11 @@ def fingerprint(
         **{f'{k}/corrections/{i}': a for k, e in s.corrections.items() for i, a in enumerate(e)},
         **dict(sorted(s.columns.items())),
     }
+    more = {}
+    if s.particles is not None:
+        fields = dict(sorted(s.particles.fields.items()))
+        arrays |= {f'particles/{k}': a for k, a in dict(fields, offsets=s.particles.offsets).items()}
+        more = dict(particles=list(fields))
     for k, a in arrays.items():
         h.update(f'{k} {a.dtype.str} {len(a)}|'.encode())
         h.update(np.ascontiguousarray(a))
@@ -232,6 +238,7 @@ def fingerprint(
         columns=sorted(s.columns),
         source=s.source,
         digest=h.hexdigest(),
+        **more,
     )
 
 # %% ../../nbs/01d_runs.ipynb #26acc210
@@ -275,6 +282,13 @@ def _toy_entries(grid, n, rng):
     return np.arange(n + 1) * per_jet, np.concatenate(lit), rng.lognormal(-4, 1, n * per_jet)
 
 
+def _toy_particles(names, n, rng, each=20):
+    "Particles of `n` toy jets, with quantities of these names"
+    fields = {k: rng.uniform(-0.5, 0.5, n * each).astype(np.float32) for k in names}
+    fields |= {k: abs(v) for k, v in fields.items() if k in ('pt', 'energy', 'mass')}
+    return Ragged(np.arange(n + 1) * each, **dict(fields, channel=np.zeros(n * each, np.uint8)))
+
+
 def _like(d, n=64):
     "Toy jets in the geometry of the fingerprint `d`"
     try:
@@ -286,7 +300,11 @@ def _like(d, n=64):
         entries = {k: _toy_entries(h * w // up[k] ** 2, n, rng) for k in names}
         labels = ALIASES['label']
         cols = {str(k): np.arange(n) % 2 if k in labels else rng.uniform(60, 100, n) for k in d['columns']}
-        return JetStore.from_entries(entries, h, w, up, cols, _TOYS, str(d['layout']), d['cell'])
+        store = JetStore.from_entries(entries, h, w, up, cols, _TOYS, str(d['layout']), d['cell'])
+        if 'particles' in d:
+            store.particles = _toy_particles([str(k) for k in d['particles']], n, rng)
+            store.check_particles()
+        return store
     except FROM_BELOW as e:
         found = f'{type(e).__name__}: {e}'[:200]
         raise ConfigError('The run does not describe its jets', found=found) from e
@@ -1188,6 +1206,13 @@ def _check_geometry(run, store, spec):
     do = f'if it is right, say so: store.cell = {d["cell"]}, or pack these jets with --cell {d["cell"]}'
     want('Pixels of another width in eta and phi', store.cell, d['cell'], do)
     if spec is not None and spec.nodes == 'native':
+        made_of = {True: 'particles', False: 'pixels'}
+        want(
+            'Other nodes',
+            made_of[store.particles is not None],
+            made_of['particles' in d],
+            'pack a file of these',
+        )
         up = {k: d['upsample'][k] for k in store.channels}
         want('Another granularity', store.upsample, up, 'pack both files with the same `towers`')
 
