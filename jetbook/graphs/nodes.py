@@ -163,6 +163,9 @@ def _bilinear(n, n2):
 def _stretch(places, sheet, W, sheet2, bits2, W2, rows, cols):
     "Distribute the pixels at `places` over another buffer, and clear the first"
     wide = np.uint32(W)  # a division of unsigned integers is the faster one
+    fours = sheet.shape[1] // 4
+    source = sheet.reshape(-1, fours, 4)
+    target = sheet2.reshape(-1, fours, 4)
     for p in places:
         r = np.int64(np.uint32(p) // wide)
         c = p - r * W
@@ -171,8 +174,9 @@ def _stretch(places, sheet, W, sheet2, bits2, W2, rows, cols):
                 q = rows[1][a] * W2 + cols[1][b]
                 w = rows[2][a] * cols[2][b]
                 bits2[q >> 6] |= 1 << (q & 63)
-                for k in range(sheet.shape[1]):
-                    sheet2[q, k] += w * sheet[p, k]
+                for f in range(fours):
+                    for k in range(4):
+                        target[q, f, k] += w * source[p, f, k]
         sheet[p] = 0
 
 # %% ../../nbs/04_graphs.ipynb #db399cdf
@@ -184,7 +188,7 @@ def _collect(places, sheet, W, mean, std, threshold, summed, row, col, value, n)
         r = np.int64(np.uint32(p) // wide)
         total = np.float32(0)
         most = np.float32(0)
-        for c in range(sheet.shape[1]):
+        for c in range(value.shape[1]):
             v = sheet[p, c]
             if len(std):
                 v = max((v - mean[c]) / std[c], np.float32(0))
@@ -203,7 +207,7 @@ def _pixels(
     cloud, offsets, up, size, size2, bit, rows, cols, mean, std, threshold, summed, row, col, value, new
 ):
     "Fill row, col, value with the pixels above the threshold, and `new` with the offsets; returns their number"
-    C = len(up)
+    C = (len(up) + 3) // 4 * 4
     n = 0
     N = size[0] * size[1]
     N2 = size2[0] * size2[1] if len(rows[1]) else 0
