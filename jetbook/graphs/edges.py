@@ -111,7 +111,7 @@ def _look(at, grid, again, i, loop, want, places, most, ring_d2, source, e, d2):
     source[e] = i
     d2[e] = 0
     for t in range(most):
-        j = grid[at + places[t]]
+        j = grid[np.uint64(at + places[t])]  # unsigned: Python's negative indices need no test
         while j >= 0:
             if j != i:
                 source[e + m] = j
