@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jetbook.data.files import info, open_source, pack, verify
-from jetbook.data.particles import four_momenta, jet_columns, particle_source, preprocess, restore, toy_particles
+from jetbook.data.particles import four_momenta, jet_kinematics, particle_source, preprocess, restore, toy_particles
 from jetbook.data.store import DataError, JetbookError, JetStore, join, MissingExtra, Ragged, StoreError
 
 P, Y = toy_particles(60, seed=3)
@@ -99,7 +99,7 @@ def test_the_compact_form(tmp_path, out):
     s = quiet(flat_file(tmp_path/'a.h5'), out)
     assert np.array_equal(s.particles.pz, P.pz) and np.array_equal(s.columns['y'], Y)
     assert 'energy' not in s.particles.fields  # massless
-    np.testing.assert_allclose(s.columns['jet_mass'], jet_columns(P)['jet_mass'], rtol=1e-3, atol=.3)
+    np.testing.assert_allclose(s.columns['jet_mass'], jet_kinematics(P)['jet_mass'], rtol=1e-3, atol=.3)
     for wrong in ([0, 5], P.offsets[::-1].copy(), P.offsets+1):
         path = flat_file(tmp_path/'b.h5')
         with h5py.File(path, 'r+') as f:
