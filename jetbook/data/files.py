@@ -1564,6 +1564,8 @@ def _labelled(src, label):
     if label is False:
         return src
     name, _, one = (label or '').partition('=')
+    if name == 'Y' and 'Y' not in {**src.columns, **src.left}:
+        name = 'y'  # as `_lower_label` calls it
     own = [k for k in ALIASES['label'] if k in src.columns or k in src.left]
     for k in [name or key, *(k for k in own if k not in (name, key))]:
         there = {**src.columns, **src.left}
