@@ -1,5 +1,5 @@
 "What several test files share: settings of hypothesis, small files to spoil, and a process of one's own with limits"
-import os, pickle, resource, signal, traceback
+import os, pickle, resource, signal, traceback, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1') # before torch: `child` forks, and OpenMP's threads do not live on in a fork: it would wait for them for ever
 from collections import namedtuple
 from pathlib import Path
@@ -15,6 +15,13 @@ settings.load_profile('jetbook')
 def _status(key): return next(int(l.split()[1])>>10 for l in open('/proc/self/status') if l.startswith(key+':')) # MiB
 
 Ended = namedtuple('Ended', 'value error signal peak') # what a function returned, its error, the signal that killed it, MiB it took
+
+def quiet(source, dest, **kwargs):
+    "Pack without a bar and without warnings"
+    from jetbook.data.files import pack
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return pack(source, dest, progress=False, overwrite=True, **kwargs)
 
 def child(fn, *args, mb=None, fsize=None, meanwhile=None, timeout=120, **kwargs):
     """Run `fn(*args, **kwargs)` in a process of its own (a fork) with at most `mb` MiB more of addresses and files of at most

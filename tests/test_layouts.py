@@ -1,5 +1,4 @@
 "Every dense format that people bring: byte orders, precisions, channel orders, labels of any kind, NumPy files, several files as one"
-import warnings
 
 import h5py
 import numpy as np
@@ -7,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jetbook.data.files import info, open_source, pack, recognise, verify
+from conftest import quiet
+from jetbook.data.files import info, open_source, recognise, verify
 from jetbook.data.store import DataError
 
 rng = np.random.default_rng(5)
@@ -18,12 +18,6 @@ Y = np.arange(30)%2
 
 @pytest.fixture
 def out(tmp_path): return tmp_path/'out.jets.h5'
-
-
-def quiet(source, dest, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return pack(source, dest, progress=False, overwrite=True, **kwargs)
 
 
 def h5(path, **data):

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from jetbook.data.files import info, open_source, pack, verify
+from conftest import quiet
+from jetbook.data.files import info, open_source, verify
 from jetbook.data.particles import four_momenta, jet_kinematics, particle_source, preprocess, restore, toy_particles
 from jetbook.data.store import DataError, JetbookError, JetStore, join, MissingExtra, Ragged, StoreError
 
@@ -19,12 +20,6 @@ REAL = Path(os.environ.get('JETBOOK_REAL', '../shared/real'))
 
 @pytest.fixture
 def out(tmp_path): return tmp_path/'out.jets.h5'
-
-
-def quiet(source, dest, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return pack(source, dest, progress=False, overwrite=True, **kwargs)
 
 
 def refused(text, fn, *args, exc=DataError, **kwargs):

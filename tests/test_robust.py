@@ -44,6 +44,7 @@ def test_the_same_seed_loses_the_same_entries(toys):
     (lambda s: drop_entries(s, 1.5), 'between 0 and 1'),
     (lambda s: drop_entries(s, np.nan), 'between 0 and 1'),
     (lambda s: raise_thresholds(s, 0.5), 'threshold'),
+    (lambda s: raise_thresholds(s, np.nan), 'threshold'),
     (lambda s: drop_entries(s, 0.1, 'Muons'), 'No channel'),
 ])
 def test_shifts_that_mean_nothing_are_refused(toys, shift, says):
@@ -89,3 +90,28 @@ def test_a_shift_that_is_a_store_is_scored_as_it_is(toys, tmp_path):
     table = shift_table([run], others, {'same': lambda s: s, 'others': toy_jets(80, 'wqcd', seed=6)})
     assert list(table.index.get_level_values('shift')) == ['same', 'others']
     assert table.change.iloc[0] == 0
+
+
+def test_a_threshold_is_of_the_size_of_an_entry():
+    from jetbook.data.hdf5 import sample
+    shower = sample('egamma').select(range(200))
+    before, after = (np.abs(s.entries['time'][2]) for s in (shower, raise_thresholds(shower, 2)))
+    assert shower.entries['time'][2].min() < 0 # times may be negative
+    assert 0 < len(after) < len(before) and after.min() >= 2 * np.quantile(before, 0.001) * (1 - 1e-6)
+
+
+def test_a_store_of_particles_is_not_shifted_in_silence(tmp_path):
+    from conftest import quiet
+    from jetbook.data.particles import particle_source, toy_particles
+    p, y = toy_particles(20)
+    jets = quiet(particle_source(lambda lo, hi: p.select(np.arange(lo, hi)), 20, dict(y=y), 'toy'), tmp_path / 'a.jets.h5')
+    with pytest.raises(DataError, match='particles'):
+        drop_entries(jets, 0.1)
+    assert len(drop_entries(jets.to_images(), 0.1)) == 20
+
+
+def test_a_shift_keeps_what_networks_are_trained_for(toys):
+    from jetbook.data.store import Target
+    aimed = toys.select(range(20))
+    aimed.target = target = Target('m0')
+    assert scale_energy(aimed, 1.1).target is target

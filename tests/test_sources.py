@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import jetbook.data.files as files
+from conftest import quiet
 from jetbook.cli import main
 from jetbook.data.files import as_labels, channel_axis, from_images, info, open_source, pack, verify
 from jetbook.data.store import DataError, JetbookError, toy_jets
@@ -37,12 +38,6 @@ def parquet(path, label, **more):
     label = label if isinstance(label, (pa.Array, pa.ChunkedArray)) else pa.array(label)
     pq.write_table(pa.table(dict(X_jets=X.transpose(0, 3, 1, 2).tolist(), **COLS, y=label, **more)), path)
     return path
-
-
-def quiet(source, dest, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return pack(source, dest, progress=False, overwrite=True, **kwargs)
 
 
 def said(fn, *args, **kwargs):

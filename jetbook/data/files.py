@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READ_BYTES', 'STEP_BYTES', 'READ_MOST', 'ParticleInput', 'Reader', 'READERS', 'DATA_FOLDERS', 'Source',
-           'channel_axis', 'array_source', 'as_labels', 'h5_source', 'join_sources', 'arrow_errors', 'check_parquet',
+           'channel_axis', 'array_source', 'as_labels', 'h5_source', 'join_sources', 'reading_errors', 'check_parquet',
            'plain_column', 'parquet_source', 'numpy_arrays', 'numpy_source', 'recognise', 'open_source', 'check_labels',
            'pack', 'from_images', 'some_jets', 'info', 'verify', 'find']
 
@@ -912,10 +912,11 @@ def _unnest(col, name):
 
 
 @contextlib.contextmanager
-def arrow_errors(
+def reading_errors(
     name: str,  # of the file, for the error
+    kind: str = None,  # of file it should be, such as 'parquet'
 ):
-    "Turn any error of pyarrow into a `DataError`"
+    "Turn any error of the library that reads a file into a `DataError`"
     try:
         yield
     except JetbookError:
@@ -923,7 +924,8 @@ def arrow_errors(
     except Exception as e:
         found = f'{type(e).__name__}: {e}'[:300]
         problem = os_problem(e) if isinstance(e, OSError) else None
-        what, do = problem or ('is damaged or not a parquet file', 'check that the download is complete')
+        damaged = 'is damaged' + (f' or not a {kind} file' if kind else '')
+        what, do = problem or (damaged, 'check that the download is complete')
         raise DataError(f'{name} {what}', found=found, do=do) from e
 
 # %% ../../nbs/00c_files.ipynb #53770e77
@@ -1031,7 +1033,7 @@ def check_parquet(
     f = _parquet_file(path)
     size = path.stat().st_size
     groups = [f.metadata.row_group(i) for i in range(f.metadata.num_row_groups)]
-    with open(path, 'rb') as file, arrow_errors(path.name):
+    with open(path, 'rb') as file, reading_errors(path.name, 'parquet'):
         for rg in groups:
             for i in range(rg.num_columns):
                 _check_column_chunk(file, rg.column(i))
@@ -1073,7 +1075,7 @@ class _ParquetRows(threading.local):
 
     def _next(self):
         "The next batch (n, ...), or None at the end of the file"
-        with arrow_errors(self.name):
+        with reading_errors(self.name, 'parquet'):
             part = next(self.it, None)
         return None if part is None else _unnest(part.column(0), self.name)
 
@@ -1112,7 +1114,7 @@ def _parquet_file(path, metadata=None):
     kind, do = file_kind(path)
     if kind != 'parquet':
         raise DataError(f'{path.name} is {kind}', found=kind, expected='a parquet file', do=do)
-    with arrow_errors(path.name):
+    with reading_errors(path.name, 'parquet'):
         return pq.ParquetFile(path, buffer_size=2**20, metadata=metadata)
 
 
@@ -1174,7 +1176,7 @@ def parquet_source(
     channels = channels or LAYOUTS[layout].channels
     count = channels and len(channels)
     f = _parquet_file(path)
-    with contextlib.closing(f), arrow_errors(path.name):
+    with contextlib.closing(f), reading_errors(path.name, 'parquet'):
         _check_parquet(f, image, path.name)
         numbers, values = _numbers_a_jet(f, image, path, count or 32)
         batch = max(min(16, 2**22 // numbers), 1)  # larger ones decode no faster, and take more memory
@@ -1215,7 +1217,7 @@ class _Rows:
         self.name = path.name if member is None else f'{member.removesuffix(".npy")} in {path.name}'
         self.file = None
         self.archive = None
-        with _numpy_errors(self.name):
+        with reading_errors(self.name):
             self.open()
             self.shape, fortran, self.dtype = self._header()
             self.start = self.file.tell()
@@ -1266,7 +1268,7 @@ class _Rows:
         return self.shape[0]
 
     def __call__(self, lo, hi):
-        with _numpy_errors(self.name):
+        with reading_errors(self.name):
             if self.file is None:
                 self.open()
             self.file.seek(self.start + lo * self.row)
@@ -1276,18 +1278,6 @@ class _Rows:
             raise DataError(f'{self.name} ends early', f'{len(data):,} bytes', f'{n:,}', 'copy it again')
         return np.frombuffer(data, self.dtype).reshape(hi - lo, *self.shape[1:])
 
-
-@contextlib.contextmanager
-def _numpy_errors(name):
-    "Turn any error of reading into a `DataError`"
-    try:
-        yield
-    except JetbookError:
-        raise
-    except Exception as e:
-        found = f'{type(e).__name__}: {e}'[:300]
-        raise DataError(f'{name} is damaged', found, do='check that the download is complete') from e
-
 # %% ../../nbs/00c_files.ipynb #a8d496cb
 def numpy_arrays(
     path: Path,  # an .npy or .npz file
@@ -1295,7 +1285,7 @@ def numpy_arrays(
     "The arrays of a NumPy file"
     if file_kind(path)[0] == _NUMPY[0]:
         return {'array': _Rows(path)}
-    with _numpy_errors(path.name), zipfile.ZipFile(path) as z:
+    with reading_errors(path.name), zipfile.ZipFile(path) as z:
         members = [o.filename for o in z.infolist() if o.filename.endswith('.npy')]
     return {k.removesuffix('.npy'): _Rows(path, k) for k in members[:1000]}
 

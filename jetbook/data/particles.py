@@ -9,7 +9,6 @@ __all__ = ['Frame', 'JET_COLUMNS', 'NETWORK_FEATURES', 'PARTICLE_GRID', 'four_mo
            'weaver_source', 'RootTree', 'flat_list', 'jetclass_source', 'pfnano_source']
 
 # %% ../../nbs/00d_particles.ipynb #29210865
-import contextlib
 import re
 from collections import namedtuple
 from pathlib import Path
@@ -30,13 +29,13 @@ from jetbook.data.store import (
 from .paths import input_file
 from .hdf5 import h5_dataset, open_h5
 from jetbook.data.files import (
-    arrow_errors,
     check_parquet,
     numpy_arrays,
     ParticleInput,
     plain_column,
     Reader,
     READERS,
+    reading_errors,
     Source,
 )
 
@@ -726,7 +725,7 @@ def weaver_source(
 ):  # Source
     "Jets in a parquet file as weaver reads them: top tagging, quark/gluon"
     path = input_file(path)
-    with arrow_errors(path.name):
+    with reading_errors(path.name, 'parquet'):
         f = check_parquet(path)
         kinds = {o.name: _storage(o.type) for o in f.schema_arrow}
         names = _weaver_names([k for k, t in kinds.items() if 'list' in str(t)])
@@ -781,7 +780,7 @@ class _ArrowRows:
     def __call__(self, lo, hi):
         import pyarrow as pa
 
-        with arrow_errors(self.path.name):
+        with reading_errors(self.path.name, 'parquet'):
             if lo != self.pos:
                 self._seek(lo)
             skip = lo - self.pos
@@ -811,7 +810,7 @@ def _is_weaver(path, kind):
         return False
     import pyarrow.parquet as pq
 
-    with arrow_errors(Path(path).name):
+    with reading_errors(Path(path).name, 'parquet'):
         return 'part_px' in pq.read_schema(path).names
 
 
@@ -850,7 +849,7 @@ class RootTree:
 
     def errors(self):
         "Turn any error of uproot into a `DataError`"
-        return _root_errors(self.path.name)
+        return reading_errors(self.path.name)
 
     def close(self):
         "Close the file; reading opens it again"
@@ -886,17 +885,6 @@ class RootTree:
             tree = self.open()
             arrays = tree.arrays(branches, entry_start=lo, entry_stop=hi, library='ak')
             return {k: arrays[k] for k in branches}
-
-
-@contextlib.contextmanager
-def _root_errors(name):
-    try:
-        yield
-    except JetbookError:
-        raise
-    except Exception as e:
-        found = f'{type(e).__name__}: {e}'[:300]
-        raise DataError(f'{name} is damaged', found, do='check that the download is complete') from e
 
 
 def flat_list(
@@ -941,7 +929,7 @@ def _has_branch(path, kind, branch):
     if kind != 'a ROOT file':
         return False
     uproot = require('uproot', 'particles')
-    with _root_errors(Path(path).name), uproot.open(path) as f:
+    with reading_errors(Path(path).name), uproot.open(path) as f:
         trees = [k for k, c in f.classnames(recursive=False).items() if c == 'TTree']
         return any(branch in f[k].keys(recursive=False) for k in trees)
 

@@ -21,13 +21,12 @@ from fastai.optimizer import OptimWrapper
 from fastcore.meta import delegates
 from torch import nn, Tensor
 from ..data.store import ConfigError, JetStore
-from ..data.observables import jet_profile
 from ..data.transforms import Flip, Log1p, MaxNorm, Translate, Uint8
 from ..data.loaders import jet_dls, JetDL, Split, StoreDL
 from ..train.recipes import recipe, Takes, TARGETS
 from ..train.training import fused_adam, load_tensors, loss_and_metrics, roc_auc
 from .gnn import jet_columns, JetScale
-from .sets import mlp, ProfileScale
+from .sets import mlp, ProfileScale, WithProfile
 
 # %% ../../nbs/07_cnn.ipynb #77eb1d75
 class ColumnsDL(JetDL):
@@ -684,19 +683,8 @@ def sparse_cnn(
     return _tagger(store, split, body, 2 * tower_width, 'mean', **kwargs)
 
 # %% ../../nbs/07_cnn.ipynb #5f23ac7f
-class ProfileImageDL(ColumnsDL):
+class ProfileImageDL(WithProfile, ColumnsDL):
     "Batches of images with pt, mass and the jet's profile: (x, u, y), u float32 (B, 2+P)"
-
-    def __init__(
-        self,
-        store: JetStore,  # N labelled jets
-        idx=None,  # indices of the jets to draw from (n,); default: all
-        **kwargs,  # for `JetDL`
-    ):
-        super().__init__(store, idx, **kwargs)
-        self.profile = torch.from_numpy(jet_profile(self.dataset, self.idx).values.astype(np.float32))
-        self.place = np.zeros(len(store), np.int64)
-        self.place[self.idx] = np.arange(len(self.idx))
 
     def make(
         self,
@@ -704,7 +692,7 @@ class ProfileImageDL(ColumnsDL):
     ):  # (x, u, y): images (B, C, H, W), pt, mass and profile (B, 2+P), classes (B,)
         "The images of jets `idx`, their columns, profiles and classes"
         x, u, *y = super().make(idx)
-        return x, torch.cat([u, self.profile[self.place[idx]].to(u.device)], 1), *y
+        return x, self.and_profile(u, idx), *y
 
 
 class ProfileColumns(nn.Module):

@@ -9,6 +9,8 @@ __all__ = ['SHIFTS', 'scale_energy', 'drop_entries', 'raise_thresholds', 'shift_
 # %% ../../nbs/05d_robust.ipynb #2c7dbd25
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
+from scipy.stats import entropy
 from ..data.store import ConfigError, DataError, JetStore, Ragged
 from ..metrics import bootstrap_auc
 from ..train.runs import as_runs, predict
@@ -16,17 +18,14 @@ from ..train.runs import as_runs, predict
 # %% ../../nbs/05d_robust.ipynb #c3c90327
 def _rebuilt(store, entries, **columns):
     "The store with other entries and columns; towers lose their corrections by pixel"
+    if store.particles is not None:
+        do = 'shift `store.to_images()`, or the particles before they are packed'
+        raise DataError('Shifts act on cells', found='a store of particles', expected='images', do=do)
     kept = {**store.columns, **columns}
     facts = (store.height, store.width, store.upsample, kept, store.source, store.layout, store.cell)
-    return JetStore.from_entries(entries, *facts)
-
-
-def _channels(store, channels):
-    names = [channels] if isinstance(channels, str) else list(channels or store.channels)
-    if missing := [k for k in names if k not in store.channels]:
-        found, expected = ', '.join(missing), ', '.join(store.channels)
-        raise DataError('No channel of that name', found=found, expected=expected)
-    return names
+    new = JetStore.from_entries(entries, *facts)
+    new.target = store.target
+    return new
 
 
 def scale_energy(
@@ -38,7 +37,7 @@ def scale_energy(
     "The same jets with the energies of `channels`, and their momentum and mass, times `factor`"
     if not 0 < factor < np.inf:
         raise ConfigError('An energy scale is positive', found=factor, expected='such as 1.03')
-    names = _channels(store, channels)
+    names = store.select(channels=channels).channels
     entries = {
         k: (o, p, v * np.float32(factor) if k in names else v) for k, (o, p, v) in store.entries.items()
     }
@@ -54,7 +53,7 @@ def drop_entries(
     "The same jets without a random share of their entries"
     if not 0 <= share <= 1:
         raise ConfigError('A share is between 0 and 1', found=share, expected='such as 0.05')
-    names = _channels(store, channels)
+    names = store.select(channels=channels).channels
     rng = np.random.default_rng(seed)
     return _kept(store, {k: rng.random(len(store.entries[k][2])) >= share for k in names})
 
@@ -76,9 +75,9 @@ def raise_thresholds(
     quantile: float = 0.001,  # of a channel's entries: where its present threshold is taken to be
 ):  # JetStore
     "The same jets without the entries below `factor` times their channel's threshold"
-    if factor < 1:
+    if not factor >= 1:
         raise ConfigError('Entries below the threshold are lost', found=factor, expected='1 or more')
-    values = {k: store.entries[k][2] for k in _channels(store, channels)}
+    values = {k: np.abs(store.entries[k][2]) for k in store.select(channels=channels).channels}
     return _kept(store, {k: v >= factor * np.quantile(v, quantile) for k, v in values.items() if len(v)})
 
 # %% ../../nbs/05d_robust.ipynb #bd409e80
@@ -113,8 +112,7 @@ def shift_table(
 
 # %% ../../nbs/05d_robust.ipynb #2cb6d820
 def _logit(score):
-    p = np.clip(np.asarray(score, float), 1e-7, 1 - 1e-7)
-    return np.log(p / (1 - p))
+    return logit(np.clip(np.asarray(score, float), 1e-7, 1 - 1e-7))
 
 
 def fit_temperature(
@@ -128,7 +126,7 @@ def fit_temperature(
     z = _logit(score)
 
     def _loss(log_t):
-        return log_loss(y, 1 / (1 + np.exp(-z / np.exp(log_t))))
+        return log_loss(y, expit(z / np.exp(log_t)))
 
     return float(np.exp(minimize_scalar(_loss, bounds=(-3, 3), method='bounded').x))
 
@@ -138,13 +136,11 @@ def at_temperature(
     temperature: float,  # from `fit_temperature`
 ):  # float64 (n,)
     "Probabilities whose logits are divided by the temperature"
-    return 1 / (1 + np.exp(-_logit(score) / temperature))
+    return expit(_logit(score) / temperature)
 
 # %% ../../nbs/05d_robust.ipynb #5c68a289
 def _entropy(p):
-    from scipy.special import entr
-
-    return (entr(p) + entr(1 - p)) / np.log(2)
+    return entropy([p, 1 - p], base=2)
 
 
 def score_uncertainty(

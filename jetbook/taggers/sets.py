@@ -6,9 +6,9 @@
 __all__ = ['CELLS', 'SURROUNDINGS', 'cell_dls', 'CellScale', 'cell_scale', 'per_node', 'put_back', 'pool_cells', 'pool_real',
            'mlp', 'ParticleFlow', 'check_set_network', 'check_padding_gradient', 'set_learner', 'pfn', 'pfn_quick',
            'neighbours', 'EdgeConv', 'ParticleNet', 'particle_net', 'pair_features', 'AttentionBlock',
-           'ParticleTransformer', 'particle_transformer', 'ProfileDL', 'profile_dls', 'ProfileScale', 'Fusion',
-           'fused_pfn', 'fused_particle_net', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy', 'EnsembleAUC',
-           'ensemble']
+           'ParticleTransformer', 'particle_transformer', 'WithProfile', 'ProfileDL', 'profile_dls', 'ProfileScale',
+           'Fusion', 'fused_pfn', 'fused_particle_net', 'Ensemble', 'EachCrossEntropy', 'ensemble_accuracy',
+           'EnsembleAUC', 'ensemble']
 
 # %% ../../nbs/05b_sets.ipynb #074772db
 import math
@@ -583,19 +583,31 @@ def particle_transformer(
     return set_learner(dls, net, wd)
 
 # %% ../../nbs/05b_sets.ipynb #33eda919
-class ProfileDL(GraphDL):
-    "Padded cells (x, mask, u, y) with the jet's profile in `u`, after pt and m0"
+class WithProfile:
+    "For a loader of jets: their profiles, computed once"
 
     def __init__(
         self,
         store: JetStore,  # N labelled jets
         idx=None,  # indices of the jets to draw from (n,); default: all
-        **kwargs,  # for `GraphDL`
+        **kwargs,  # for the loader
     ):
         super().__init__(store, idx, **kwargs)
         self.profile = torch.from_numpy(jet_profile(self.dataset, self.idx).values.astype(np.float32))
         self.place = np.zeros(len(store), np.int64)
         self.place[self.idx] = np.arange(len(self.idx))
+
+    def and_profile(
+        self,
+        u: Tensor,  # pt, m0 in GeV (B, 2)
+        idx: np.ndarray,  # indices of the jets, int64 (B,)
+    ):  # float32 (B, 2+P)
+        "Momentum, mass and profile of jets"
+        return torch.cat([u, self.profile[self.place[idx]].to(u.device)], 1)
+
+
+class ProfileDL(WithProfile, GraphDL):
+    "Padded cells (x, mask, u, y) with the jet's profile in `u`, after pt and m0"
 
     def make(
         self,
@@ -603,7 +615,7 @@ class ProfileDL(GraphDL):
     ):  # (x, mask, u, y): u float32 (B, 2+P)
         "The cells and profiles of jets `idx`, and their classes"
         x, mask, u, y = super().make(idx)
-        return x, mask, torch.cat([u, self.profile[self.place[idx]].to(u.device)], 1), y
+        return x, mask, self.and_profile(u, idx), y
 
 # %% ../../nbs/05b_sets.ipynb #10213202
 def profile_dls(
